@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The command line: the reference's options and syntax, each with a long form.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Parser;
+use ivshmem_server::{MAX_VECTORS, Server};
+
+/// Shares memory and interrupts between QEMU virtual machines: attach each of them with
+/// -chardev socket,path=SOCKET,id=ID -device ivshmem-doorbell,vectors=N,chardev=ID
+#[derive(Clone, Debug, Parser)]
+#[command(name = "ivshmem-server", version, disable_help_flag = true, args_override_self = true)]
+pub(crate) struct Args {
+    /// Show this help
+    #[arg(short = 'h', long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+
+    /// Say on stdout what happens; needs -F
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+
+    /// Stay in the foreground
+    #[arg(short = 'F', long)]
+    pub(crate) foreground: bool,
+
+    /// Where the process id goes; not with -F
+    #[arg(short, long, value_name = "FILE", default_value = "/var/run/ivshmem-server.pid")]
+    pub(crate) pid_file: PathBuf,
+
+    /// The UNIX socket to listen at
+    #[arg(short = 'S', long, value_name = "PATH", default_value = "/tmp/ivshmem_socket")]
+    pub(crate) socket: PathBuf,
+
+    /// Share the POSIX shared memory object NAME [default: ivshmem]
+    #[arg(short = 'M', long, value_name = "NAME", overrides_with_all = ["shm_dir", "memfd"])]
+    shm_name: Option<String>,
+
+    /// Share an unnamed file in DIR, which may be a hugetlbfs
+    #[arg(short = 'm', long, value_name = "DIR", overrides_with_all = ["shm_name", "memfd"])]
+    shm_dir: Option<PathBuf>,
+
+    /// Share anonymous memory that no client can shrink under the others
+    #[arg(long, overrides_with_all = ["shm_name", "shm_dir"])]
+    memfd: bool,
+
+    /// Size of the shared memory in bytes, or with a suffix K, M, G, T, P or E (1.5G);
+    /// rounded up to a power of two
+    #[arg(short = 'l', long, value_name = "SIZE", default_value = "4M", value_parser = size)]
+    pub(crate) size: u64,
+
+    /// Interrupt vectors of each peer, 1 to 2048; also 0x…
+    #[arg(short = 'n', long, value_name = "VECTORS", default_value = "1", value_parser = vectors)]
+    pub(crate) vectors: u32,
+
+    /// Once listening, say on stdout how to attach a QEMU
+    #[arg(long)]
+    pub(crate) hint: bool,
+
+    /// This is the background process: see `detach`.
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
+}
+
+/// Where the shared memory is to come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    Name(String),
+    Directory(PathBuf),
+    Sealed,
+}
+
+impl Args {
+    /// The last of the options that say so wins.
+    pub(crate) fn memory(&self) -> Memory {
+        match (&self.shm_name, &self.shm_dir) {
+            _ if self.memfd => Memory::Sealed,
+            (None, Some(directory)) => Memory::Directory(directory.clone()),
+            (name, _) => Memory::Name(name.clone().unwrap_or_else(|| "ivshmem".into())),
+        }
+    }
+}
+
+/// Reads the command line. Help and version come as errors, as clap has it.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
+    let args = Args::try_parse_from(arguments)?;
+    if args.verbose && !args.foreground {
+        use clap::CommandFactory;
+        return Err(Args::command().error(
+            clap::error::ErrorKind::MissingRequiredArgument,
+            "cannot use verbose (-v) in daemon mode: add -F to stay in the foreground",
+        ));
+    }
+    Ok(args)
+}
+
+/// Bytes: a number, with a fraction if there is a suffix, or `0x…` without one.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        "a size is a number of bytes, or one with a suffix B, K, M, G, T, P or E, such as 4M or \
+         1.5G"
+            .to_string()
+    };
+    let large = || "a size is less than 16E".to_string();
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        return digits(hex, 16).ok_or_else(wrong)?.ok_or_else(large);
+    }
+    let (number, shift) = match text.char_indices().next_back() {
+        Some((end, suffix)) if !suffix.is_ascii_digit() => {
+            let shift = "BKMGTPE".find(suffix.to_ascii_uppercase()).ok_or_else(wrong)?;
+            (&text[..end], shift * 10)
+        }
+        _ => (text, 0),
+    };
+    let (whole, fraction) = match number.split_once('.') {
+        Some((_, _)) if shift == 0 => return Err(wrong()),
+        Some((whole, fraction)) => (whole, fraction),
+        None => (number, "0"),
+    };
+    let whole = digits(whole, 10).ok_or_else(wrong)?.ok_or_else(large)?;
+    // Digits beyond the 18th are worth less than a byte.
+    let fraction = &fraction[..fraction.len().min(18)];
+    let parts = digits(fraction, 10).ok_or_else(wrong)?.ok_or_else(large)?;
+    let fraction = (u128::from(parts) << shift) / 10u128.pow(fraction.len() as u32);
+    u64::try_from((u128::from(whole) << shift) + fraction).map_err(|_| large())
+}
+
+/// A number of vectors, in the bases of `strtoul(…, 0)`.
+fn vectors(text: &str) -> Result<u32, String> {
+    let (number, base) =
+        if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+            (hex, 16)
+        } else if text.len() > 1 && text.starts_with('0') {
+            (&text[1..], 8)
+        } else {
+            (text, 10)
+        };
+    digits(number, base)
+        .flatten()
+        .and_then(|number| u32::try_from(number).ok())
+        .filter(|number| (1..=MAX_VECTORS).contains(number))
+        .ok_or_else(|| format!("the number of vectors is 1 to {MAX_VECTORS}"))
+}
+
+/// A number of nothing but digits; inside, none if it is larger than 64 bits.
+fn digits(text: &str, base: u32) -> Option<Option<u64>> {
+    let only = !text.is_empty() && text.chars().all(|c| c.is_digit(base));
+    only.then(|| u64::from_str_radix(text, base).ok())
+}
+
+/// How to attach a QEMU to `server`.
+pub(crate) fn hint(args: &Args, server: &Server) -> String {
+    // In QEMU's option syntax a comma in a value is doubled.
+    let socket = server.socket_path().unwrap_or(&args.socket);
+    let socket = socket.display().to_string().replace(',', ",,").replace('\'', r"'\''");
+    format!(
+        "listening; {} bytes of shared memory, {} vectors. Attach a guest with\n\
+         \n    qemu-system-x86_64 -accel kvm -accel tcg -machine pc -m 256 \\\n        \
+         -chardev 'socket,id=ivshmem,path={socket}' \\\n        \
+         -device ivshmem-doorbell,chardev=ivshmem,vectors={}\n\n",
+        server.memory_size(),
+        server.vectors(),
+        server.vectors(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Result<Args, String> {
+        parse(line.split_whitespace().map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sizes_take_suffixes_and_fractions() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4194304", 4 << 20),
+            ("1K", 1 << 10),
+            ("1k", 1 << 10),
+            ("7B", 7),
+            ("4M", 4 << 20),
+            ("1.5G", 3 << 29),
+            ("0.5K", 512),
+            ("3G", 3 << 30),
+            ("2T", 2 << 40),
+            ("1P", 1 << 50),
+            ("15E", 15 << 60),
+            ("15.5E", 31 << 59),
+            ("0x1000", 4096),
+            ("1.0000000000000000000000000001K", 1024),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in [
+            "",
+            "K",
+            "1.5",
+            "-1",
+            "+1",
+            " 1",
+            "1 ",
+            "1KK",
+            "1X",
+            "1.K",
+            ".5K",
+            "1.-5K",
+            "16E",
+            "18446744073709551616",
+            "0x",
+            "0xg",
+            "0x10000000000000000",
+            "1,5G",
+            "1.5.5G",
+            "é",
+        ] {
+            assert!(size(text).is_err(), "{text:?} gave {:?}", size(text));
+        }
+    }
+
+    #[test]
+    fn vectors_take_the_bases_of_strtoul() {
+        for (text, number) in [("1", 1), ("64", 64), ("0x40", 64), ("010", 8), ("2048", 2048)] {
+            assert_eq!(vectors(text), Ok(number), "{text}");
+        }
+        for text in ["", "0", "0x0", "2049", "-1", "1.0", "08", "99999999999999999999", "x"] {
+            assert!(vectors(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_references() {
+        let args = args("ivshmem-server").unwrap();
+        assert_eq!(args.pid_file, PathBuf::from("/var/run/ivshmem-server.pid"));
+        assert_eq!(args.socket, PathBuf::from("/tmp/ivshmem_socket"));
+        assert_eq!(args.memory(), Memory::Name("ivshmem".into()));
+        assert_eq!((args.size, args.vectors), (4 << 20, 1));
+        assert!(!args.verbose && !args.foreground);
+    }
+
+    #[test]
+    fn the_last_of_the_memory_options_wins() {
+        let memory = |line: &str| args(line).unwrap().memory();
+        assert_eq!(memory("x -M a -m /b"), Memory::Directory("/b".into()));
+        assert_eq!(memory("x -m /b -M a"), Memory::Name("a".into()));
+        assert_eq!(memory("x -m /b -M a -m /c"), Memory::Directory("/c".into()));
+        assert_eq!(memory("x --memfd -M a"), Memory::Name("a".into()));
+        assert_eq!(memory("x -m /b --memfd"), Memory::Sealed);
+        assert_eq!(memory("x -M a -M b"), Memory::Name("b".into()));
+    }
+
+    #[test]
+    fn errors_name_the_option_the_value_and_what_would_be_right() {
+        for (line, parts) in [
+            ("x -n 65536", ["--vectors", "65536", "1 to 2048"]),
+            ("x -l 5Q", ["--size", "5Q", "suffix"]),
+            ("x -v", ["-v", "daemon", "-F"]),
+            ("x -z", ["-z", "unexpected", "Usage"]),
+        ] {
+            let error = args(line).unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{line}: no {part:?} in {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The `ivshmem-server` program: command line, signals, pid file; the server is the library's.
+//!
+//! Without `-F` it goes to the background: it starts itself once more, detached, and returns
+//! when that one is listening and has written its pid file, or has failed. Nothing is forked
+//! with half a state in it, and an error reaches the caller's stderr and exit code.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use ivshmem_server::{Event, MemorySource, Server};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+mod args;
+mod detach;
+mod logging;
+mod pidfile;
+
+use args::{Args, Memory};
+
+fn main() -> ExitCode {
+    let args = match args::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            // The reference exits with 1 where clap would with 2.
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("ivshmem-server: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// An error whose text says everything.
+type Failure = Box<dyn std::error::Error>;
+
+/// Says a line on stdout if `verbose`. A reader that has gone is no reason to end.
+macro_rules! say {
+    ($verbose:expr, $($line:tt)*) => {
+        if $verbose {
+            let _ = writeln!(io::stdout(), $($line)*);
+        }
+    };
+}
+
+fn serve(args: &Args) -> Result<ExitCode, Failure> {
+    logging::start(args);
+    // From here on a signal waits for the loop, so it never leaves a half-made thing behind.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|errno| format!("cannot make a signalfd: {}", io::Error::from(errno)))?;
+    raise_descriptor_limit();
+
+    let pid_file =
+        if args.detached { Some(pidfile::PidFile::claim(&args.pid_file)?) } else { None };
+    let source = match args.memory() {
+        Memory::Name(name) => {
+            say!(args.verbose, "Using POSIX shared memory: {name}");
+            MemorySource::Posix(name)
+        }
+        Memory::Directory(directory) => {
+            say!(args.verbose, "Using file-backed shared memory: {}", directory.display());
+            MemorySource::Directory(directory)
+        }
+        Memory::Sealed => {
+            say!(args.verbose, "Using sealed anonymous shared memory");
+            MemorySource::Sealed
+        }
+    };
+    say!(args.verbose, "create & bind socket {}", args.socket.display());
+    let mut server = Server::builder()
+        .socket_path(&args.socket)
+        .memory(source)
+        .size(args.size)
+        .vectors(args.vectors)
+        .start()?;
+    if args.hint {
+        let _ = io::stdout().write_all(args::hint(args, &server).as_bytes());
+    }
+    if let Some(pid_file) = &pid_file {
+        pid_file.write()?;
+    }
+    if args.detached {
+        detach::ready()?;
+    }
+    let served = poll_events(&mut server, &signals, args.verbose);
+    say!(true, "server disconnected");
+    let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
+    say!(args.verbose, "close server");
+    drop(server);
+    for id in ids {
+        say!(args.verbose, "free peer {id}");
+    }
+    drop(pid_file);
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Serves until a signal comes.
+fn poll_events(server: &mut Server, signals: &SignalFd, verbose: bool) -> Result<(), Failure> {
+    loop {
+        let mut fds = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(server.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            result => result
+                .map_err(|errno| format!("cannot wait for events: {}", io::Error::from(errno)))?,
+        };
+        if fds[0].any().unwrap_or(true) {
+            return Ok(());
+        }
+        for event in server.dispatch()? {
+            match event {
+                Event::Joined { id, socket } => {
+                    say!(verbose, "accept()={socket}");
+                    say!(verbose, "new peer id = {id}");
+                }
+                Event::Left { id } => say!(verbose, "free peer {id}"),
+                Event::Refused(refusal) => say!(verbose, "client refused: {refusal}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Every client costs descriptors: take all that the administrator allows.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        log::warn!("cannot raise the limit of open files: {}", io::Error::from(errno));
+    }
+}

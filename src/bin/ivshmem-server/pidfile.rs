@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The pid file: claimed before anything else, so that two daemons do not share one.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+
+/// A pid file that is ours while this lives; removed then.
+pub(crate) struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    /// Takes `path`, unless a running daemon has it.
+    pub(crate) fn claim(path: &Path) -> Result<Self, Failure> {
+        let failed = |error: io::Error| format!("cannot write pid file {path:?}: {error}");
+        loop {
+            let mut file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map_err(failed)?;
+            if !file.metadata().map_err(failed)?.is_file() {
+                return Err(format!("pid file {path:?} is not a regular file").into());
+            }
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let mut pid = String::new();
+                    let _ = file.read_to_string(&mut pid);
+                    return Err(format!(
+                        "pid file {path:?} belongs to a running process (pid {}); stop it, or \
+                         choose another file with -p",
+                        pid.trim()
+                    )
+                    .into());
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error).into()),
+            }
+            let path = std::path::absolute(path).map_err(failed)?;
+            let claim = Self { path, file };
+            // The one who had it may have removed it between our opening and our locking.
+            if claim.is_still_there() {
+                return Ok(claim);
+            }
+        }
+    }
+
+    /// Writes this process's id.
+    pub(crate) fn write(&self) -> Result<(), Failure> {
+        let mut file = &self.file;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
+            .map_err(|error| format!("cannot write pid file {:?}: {error}", self.path).into())
+    }
+
+    fn is_still_there(&self) -> bool {
+        match (fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
+            _ => false,
+        }
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if self.is_still_there()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("cannot remove pid file {:?}: {error}", self.path);
+        }
+    }
+}

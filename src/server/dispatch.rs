@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What a `dispatch` does: let go, let in, tell.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use super::{Client, Event, LISTENER, Refusal, STOP, Server, TIMER, Wait, hang_up, new_vector};
+use crate::roster::{Key, Message};
+use crate::wire::{self, Stop};
+
+/// Connections that one `dispatch` lets in: all are told of, and told, in one walk.
+const DOOR: usize = 256;
+
+/// Calls to send that one client gets in one turn, so that a fast reader with much to hear
+/// does not keep the others waiting.
+const TURN: usize = 4;
+
+/// Any byte from a client, and any kind of end, ends it.
+const END: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
+
+impl Server {
+    pub(super) fn handle(&mut self, ready: &[EpollEvent]) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut ended = Vec::new();
+        let mut roomy = Vec::new();
+        let mut door = false;
+        let mut retry = false;
+        for event in ready {
+            match event.data() {
+                LISTENER => door = true,
+                TIMER => retry = true,
+                STOP => {}
+                key if event.events() == EpollFlags::EPOLLOUT => roomy.push(Key::from_u64(key)),
+                key => ended.push(Key::from_u64(key)),
+            }
+        }
+
+        let mut walk = self.let_go(&mut ended, &mut events);
+        if door {
+            walk |= self.let_in(&mut events);
+        }
+        for key in roomy {
+            if let Some(index) = self.member(key) {
+                self.roster.payload_mut(index).wait = Wait::None;
+                self.tell(index, &mut ended);
+            }
+        }
+        if retry {
+            self.retry(&mut ended);
+        }
+        // Somebody who turns out to be gone is one more thing to tell the others.
+        while walk | self.let_go(&mut ended, &mut events) {
+            walk = false;
+            for index in 0..self.roster.len() {
+                self.tell(index, &mut ended);
+            }
+        }
+        events
+    }
+
+    /// Lets those go who have ended; whether there was one.
+    fn let_go(&mut self, ended: &mut Vec<Key>, events: &mut Vec<Event>) -> bool {
+        let before = self.roster.len();
+        for key in ended.drain(..) {
+            if let Some((id, client)) = self.roster.leave(key) {
+                // Closing does not end the watch while a forked child has a copy.
+                let _ = self.epoll.delete(&client.socket);
+                hang_up(&client);
+                log::info!("peer {id} left");
+                events.push(Event::Left { id });
+            }
+        }
+        self.roster.len() < before
+    }
+
+    /// Lets those in who wait at the door; whether there was one.
+    fn let_in(&mut self, events: &mut Vec<Event>) -> bool {
+        let before = self.roster.len();
+        for _ in 0..DOOR {
+            let outcome = match self.listener.accept() {
+                Ok(socket) => self.admit(socket),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => break,
+                    // That one has gone again; there may be another.
+                    Some(libc::ECONNABORTED | libc::EPROTO) => continue,
+                    Some(libc::EMFILE | libc::ENFILE) => match self.turn_away() {
+                        true => Err(Refusal::NoDescriptors(error)),
+                        false => break,
+                    },
+                    _ => {
+                        self.refusals.warn(format_args!("cannot accept a client now: {error}"));
+                        self.pause();
+                        break;
+                    }
+                },
+            };
+            events.push(match outcome {
+                Ok(event) => event,
+                Err(refusal) => {
+                    self.refusals.warn(format_args!("client refused: {refusal}"));
+                    Event::Refused(refusal)
+                }
+            });
+        }
+        self.roster.len() > before
+    }
+
+    /// Makes a connection a member, wholly or not at all.
+    fn admit(&mut self, socket: UnixStream) -> Result<Event, Refusal> {
+        let vectors = (0..self.roster.vectors()).map(|_| new_vector());
+        let vectors = vectors.collect::<nix::Result<Box<[_]>>>()?;
+        let event = EpollEvent::new(END, self.roster.next_key().to_u64());
+        self.epoll.add(&socket, event)?;
+        let number = socket.as_raw_fd();
+        let client = Client { socket, vectors, wait: Wait::None, watches_room: false, rest: None };
+        match self.roster.join(client) {
+            Ok(id) => {
+                log::info!("peer {id} joined");
+                Ok(Event::Joined { id, socket: number })
+            }
+            Err(client) => {
+                let _ = self.epoll.delete(&client.socket);
+                Err(Refusal::NoIds)
+            }
+        }
+    }
+
+    /// With no descriptor left, takes one client from the door and closes it; whether it could.
+    fn turn_away(&mut self) -> bool {
+        let turned = self.spare.take().is_some() && {
+            let accepted = self.listener.accept();
+            accepted.is_ok()
+        };
+        self.spare = new_vector().ok();
+        if self.spare.is_none() {
+            // Somebody else in this process took it; nothing to do but wait.
+            self.pause();
+        }
+        turned
+    }
+
+    /// Leaves the door alone until the timer comes, as nothing else tells when to try again.
+    fn pause(&mut self) {
+        self.watch_door(false);
+        self.arm();
+    }
+
+    fn watch_door(&mut self, listening: bool) {
+        let flags = if listening { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        match self.epoll.modify(&self.listener, &mut EpollEvent::new(flags, LISTENER)) {
+            Ok(()) => self.listening = listening,
+            Err(errno) => log::error!("cannot change the watch on the listener: {errno}"),
+        }
+    }
+
+    /// The timer came: tries again what no event would tell of.
+    fn retry(&mut self, ended: &mut Vec<Key>) {
+        let _ = self.timer.wait();
+        self.armed = false;
+        if !self.listening {
+            if self.spare.is_none() {
+                self.spare = new_vector().ok();
+            }
+            self.watch_door(true);
+        }
+        for index in 0..self.roster.len() {
+            if self.roster.payload(index).wait == Wait::Timer {
+                self.roster.payload_mut(index).wait = Wait::None;
+                self.tell(index, ended);
+                if self.roster.payload(index).wait == Wait::Timer {
+                    // What holds up one holds up all.
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Tells the member at `index` what its cursor leaves to be told, as far as it goes now.
+    fn tell(&mut self, index: usize, ended: &mut Vec<Key>) {
+        if self.roster.payload(index).wait != Wait::None {
+            return;
+        }
+        let mut turns = 0;
+        let mut rest = self.roster.payload(index).rest;
+        let wait = loop {
+            if self.roster.behind(index) == 0 && rest.is_none() {
+                break Wait::None;
+            }
+            if turns == TURN {
+                // There is room, so epoll comes back to it at once, after the others.
+                break Wait::Room;
+            }
+            turns += 1;
+            let memory = self.memory.as_fd();
+            let messages = self.roster.messages(index).map(|message| match message {
+                Message::Version => (wire::PROTOCOL_VERSION, None),
+                Message::YourId(id) | Message::Gone(id) => (i64::from(id), None),
+                Message::Memory => (wire::MEMORY, Some(memory)),
+                Message::Vector { id, owner, vector } => {
+                    (i64::from(id), Some(owner.vectors[vector].as_fd()))
+                }
+            });
+            let socket = self.roster.payload(index).socket.as_fd();
+            match self.sender.send(socket, &mut rest, messages) {
+                Ok(count) => self.roster.told(index, count),
+                Err(Stop::Full) => break Wait::Room,
+                Err(Stop::Later) => {
+                    self.arm();
+                    break Wait::Timer;
+                }
+                Err(Stop::Broken(error)) => {
+                    log::debug!("cannot send to a peer, which ends it: {error}");
+                    ended.push(self.roster.key(index));
+                    break Wait::None;
+                }
+            }
+        };
+        let client = self.roster.payload_mut(index);
+        client.rest = rest;
+        client.wait = wait;
+        self.watch_room(index, ended);
+    }
+
+    /// Has epoll tell when a full socket has room, and not otherwise.
+    fn watch_room(&mut self, index: usize, ended: &mut Vec<Key>) {
+        let key = self.roster.key(index);
+        let client = self.roster.payload_mut(index);
+        let room = client.wait == Wait::Room;
+        if client.watches_room != room {
+            let flags = if room { END | EpollFlags::EPOLLOUT } else { END };
+            match self.epoll.modify(&client.socket, &mut EpollEvent::new(flags, key.to_u64())) {
+                Ok(()) => client.watches_room = room,
+                Err(error) => {
+                    log::error!("cannot watch a peer's socket, which ends it: {error}");
+                    ended.push(key);
+                }
+            }
+        }
+    }
+}

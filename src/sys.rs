@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! System calls that nix does not cover, or covers only with an unsafe function.
+//!
+//! Besides `capi/` this is the only file of the library that may say `unsafe`.
+//! It knows bytes, descriptors and addresses; what a message means is for `wire`
+//! to know, what a region is for is `memory`'s and `client`'s business.
+//!
+//! A run of messages goes out with one `sendmmsg`. nix has that call too, but gives
+//! every message of a run the same control data, and here each one carries another
+//! descriptor.
+
+use std::ffi::c_void;
+use std::io;
+use std::marker::PhantomData;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// Bytes of one message.
+pub(crate) const MESSAGE: usize = 8;
+
+/// Control data for exactly one descriptor: what `CMSG_SPACE(sizeof(int))` bytes hold.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    fd: RawFd,
+    padding: RawFd,
+}
+
+const DESCRIPTOR: u32 = size_of::<RawFd>() as u32;
+const _: () = {
+    // SAFETY: both are arithmetic on their argument; they touch no memory.
+    let (space, len) = unsafe { (libc::CMSG_SPACE(DESCRIPTOR), libc::CMSG_LEN(DESCRIPTOR)) };
+    assert!(size_of::<Control>() == space as usize);
+    assert!(mem::offset_of!(Control, fd) + size_of::<RawFd>() == len as usize);
+};
+
+/// Room for a run of messages, made once and used for every run.
+pub(crate) struct SendBuffer {
+    values: Box<[[u8; MESSAGE]]>,
+    controls: Box<[Control]>,
+    iovecs: Box<[libc::iovec]>,
+    headers: Box<[libc::mmsghdr]>,
+}
+
+// SAFETY: the raw pointers in `iovecs` and `headers` are dead between calls: `Run::send`
+// writes every one that the kernel will look at before it makes the call.
+unsafe impl Send for SendBuffer {}
+
+impl SendBuffer {
+    pub(crate) fn new(capacity: usize) -> Self {
+        let control = Control {
+            header: libc::cmsghdr {
+                cmsg_len: mem::offset_of!(Control, fd) + size_of::<RawFd>(),
+                cmsg_level: libc::SOL_SOCKET,
+                cmsg_type: libc::SCM_RIGHTS,
+            },
+            fd: -1,
+            padding: 0,
+        };
+        let iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: MESSAGE };
+        // SAFETY: mmsghdr is integers and raw pointers; all zeroes is a value of it.
+        let header: libc::mmsghdr = unsafe { mem::zeroed() };
+        Self {
+            values: vec![[0; MESSAGE]; capacity].into(),
+            controls: vec![control; capacity].into(),
+            iovecs: vec![iovec; capacity].into(),
+            headers: vec![header; capacity].into(),
+        }
+    }
+
+    /// Begins an empty run. `'fd` is how long the descriptors pushed to it stay open.
+    pub(crate) fn run<'fd>(&mut self) -> Run<'_, 'fd> {
+        Run { buffer: self, len: 0, open: PhantomData }
+    }
+}
+
+/// A run being gathered, to go out with one call.
+pub(crate) struct Run<'b, 'fd> {
+    buffer: &'b mut SendBuffer,
+    len: usize,
+    open: PhantomData<BorrowedFd<'fd>>,
+}
+
+/// What went out of a run: whole messages, and the bytes of one more that went in part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) messages: usize,
+    pub(crate) bytes_of_next: usize,
+}
+
+impl<'fd> Run<'_, 'fd> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn value(&self, index: usize) -> [u8; MESSAGE] {
+        self.buffer.values[index]
+    }
+
+    /// Adds a message. The run must not be full.
+    pub(crate) fn push(&mut self, value: [u8; MESSAGE], fd: Option<BorrowedFd<'fd>>) {
+        self.buffer.values[self.len] = value;
+        self.buffer.controls[self.len].fd = fd.map_or(-1, |fd| fd.as_raw_fd());
+        self.len += 1;
+    }
+
+    /// Sends the run, never waiting and never raising SIGPIPE.
+    ///
+    /// An error means that nothing went out.
+    pub(crate) fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<Sent> {
+        let SendBuffer { values, controls, iovecs, headers } = self.buffer;
+        for i in 0..self.len {
+            iovecs[i].iov_base = values[i].as_mut_ptr().cast();
+            let header = &mut headers[i].msg_hdr;
+            header.msg_iov = &raw mut iovecs[i];
+            header.msg_iovlen = 1;
+            if controls[i].fd < 0 {
+                header.msg_control = ptr::null_mut();
+                header.msg_controllen = 0;
+            } else {
+                header.msg_control = (&raw mut controls[i]).cast();
+                header.msg_controllen = size_of::<Control>();
+            }
+        }
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let bytes = if self.len == 1 {
+            // SAFETY: the header was just filled in: one iovec over 8 initialised bytes and
+            // at most one whole Control, all borrowed by this function until it returns;
+            // the descriptor in it is open for 'fd, which outlives `self`.
+            let sent =
+                unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const headers[0].msg_hdr, flags) };
+            usize::try_from(sent).map_err(|_| io::Error::last_os_error())?
+        } else {
+            // SAFETY: as above, for each of the first `len` headers; the kernel writes
+            // `msg_len` of those and nothing else.
+            let sent = unsafe {
+                libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), self.len as u32, flags)
+            };
+            let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+            // Only the last one can be short: the kernel ends the run there.
+            match sent.checked_sub(1) {
+                Some(last) => last * MESSAGE + headers[last].msg_len as usize,
+                None => 0,
+            }
+        };
+        Ok(Sent { messages: bytes / MESSAGE, bytes_of_next: bytes % MESSAGE })
+    }
+}
+
+/// What one `recvmsg` brought.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// Bytes written to the buffer; 0 is the end of the stream.
+    pub(crate) bytes: usize,
+    /// The descriptors that came with them, all close-on-exec.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Control data was cut off: there were more descriptors than could be taken.
+    pub(crate) truncated: bool,
+}
+
+/// Descriptors that one `recvmsg` has room for. A server sends at most one with a message;
+/// the rest is room to see, and close, what a broken server sends.
+const RECEIVE_FDS: usize = 16;
+
+/// Receives bytes and the descriptors that come with them.
+///
+/// # Errors
+/// As `recvmsg(2)`; a socket that is non-blocking and empty gives `WouldBlock`.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    #[repr(C)]
+    struct Room {
+        header: libc::cmsghdr,
+        fds: [RawFd; RECEIVE_FDS],
+    }
+    // SAFETY: Room is integers only; all zeroes is a value of it.
+    let mut room: Room = unsafe { mem::zeroed() };
+    let mut iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is integers and raw pointers; all zeroes is a value of it.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    header.msg_control = (&raw mut room).cast();
+    header.msg_controllen = size_of::<Room>();
+    // SAFETY: the header names one iovec over `buffer` and the bytes of `room`, both
+    // exclusively borrowed here until the call returns.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+    let bytes = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+
+    let mut fds = Vec::new();
+    // SAFETY: `header` still names `room`, and msg_controllen is what the kernel filled.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !control.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give only whole headers inside `room`.
+        let (level, kind, len) =
+            unsafe { ((*control).cmsg_level, (*control).cmsg_type, (*control).cmsg_len) };
+        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+            // SAFETY: arithmetic on its argument; it touches no memory.
+            let payload = len.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+            for i in 0..payload / size_of::<RawFd>() {
+                // SAFETY: the kernel wrote `payload` bytes of descriptors here, each one
+                // new in this process and owned by nobody else.
+                fds.push(unsafe {
+                    let data: *const RawFd = libc::CMSG_DATA(control).cast();
+                    OwnedFd::from_raw_fd(data.add(i).read_unaligned())
+                });
+            }
+        }
+        // SAFETY: `control` lies inside the room that `header` names.
+        control = unsafe { libc::CMSG_NXTHDR(&raw const header, control) };
+    }
+    Ok(Received { bytes, fds, truncated: header.msg_flags & libc::MSG_CTRUNC != 0 })
+}
+
+/// A shared, readable and writable mapping of a whole object. Unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    address: ptr::NonNull<c_void>,
+    len: usize,
+}
+
+// SAFETY: the address is valid from every thread, and the type itself reads nothing.
+unsafe impl Send for Mapping {}
+// SAFETY: as for Send; whoever dereferences the address answers for how.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `fd` from its start; `len` must not be 0.
+    pub(crate) fn new(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        // SAFETY: no address is asked for, so no mapping that exists is replaced.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        match ptr::NonNull::new(address) {
+            Some(address) => Ok(Self { address, len }),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.address.as_ptr().cast()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `new` made this mapping with this length, and it is unmapped only here.
+        unsafe { libc::munmap(self.address.as_ptr(), self.len) };
+    }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One message on a socket: eight bytes, a signed little-endian number, and at most one
+//! descriptor in `SCM_RIGHTS`.
+//!
+//! Sending never waits. A run of messages goes out with one system call; what did not go
+//! out is for the caller to offer again.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::sys::socket::{MsgFlags, send};
+
+use crate::sys;
+
+/// The protocol version that a server sends first.
+pub const PROTOCOL_VERSION: i64 = 0;
+
+/// The value of the message that carries the shared memory.
+pub(crate) const MEMORY: i64 = -1;
+
+/// Messages that go out with one call at most. A socket of the default size holds 278.
+const RUN: usize = 256;
+
+/// Why nothing went out.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The socket is full; it says itself when it has room again.
+    Full,
+    /// The system cannot take it now, and no event will tell when it can: too many
+    /// descriptors in flight for this user, or no memory.
+    Later,
+    /// The connection is of no more use.
+    Broken(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Self::Full,
+            Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM) => Self::Later,
+            _ => Self::Broken(error),
+        }
+    }
+}
+
+/// The rest of a message that went out in part. Its descriptor went with its first byte.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rest {
+    value: [u8; sys::MESSAGE],
+    sent: usize,
+}
+
+/// Sends runs of messages. One serves all sockets.
+pub(crate) struct Sender {
+    buffer: sys::SendBuffer,
+}
+
+impl Sender {
+    pub(crate) fn new() -> Self {
+        Self { buffer: sys::SendBuffer::new(RUN) }
+    }
+
+    /// Sends as much of `messages` as one call takes, but first what `rest` holds.
+    ///
+    /// Returns how many of the messages are told: one that went out in part counts, and
+    /// `rest` then holds what is left of it. 0 means that there was nothing to send.
+    pub(crate) fn send<'fd>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        rest: &mut Option<Rest>,
+        messages: impl Iterator<Item = (i64, Option<BorrowedFd<'fd>>)>,
+    ) -> Result<usize, Stop> {
+        finish(socket, rest)?;
+        let mut run = self.buffer.run();
+        for (value, fd) in messages.take(RUN) {
+            run.push(value.to_le_bytes(), fd);
+        }
+        if run.is_empty() {
+            return Ok(0);
+        }
+        let sent = loop {
+            match run.send(socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+                Ok(sent) => break sent,
+            }
+        };
+        if sent.bytes_of_next == 0 {
+            return Ok(sent.messages);
+        }
+        *rest = Some(Rest { value: run.value(sent.messages), sent: sent.bytes_of_next });
+        Ok(sent.messages + 1)
+    }
+}
+
+/// Sends what is left of a message that went out in part.
+fn finish(socket: BorrowedFd<'_>, rest: &mut Option<Rest>) -> Result<(), Stop> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    while let Some(Rest { value, sent }) = rest {
+        match send(socket.as_raw_fd(), &value[*sent..], flags) {
+            Ok(bytes) if *sent + bytes < sys::MESSAGE => *sent += bytes,
+            Ok(_) => *rest = None,
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    Ok(())
+}
