@@ -9,7 +9,7 @@ help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 run: ## Start a server in the foreground and say how to attach a QEMU
-	@scripts/need cargo:cargo cc:gcc
+	@scripts/rust && scripts/need cc:gcc
 	@$(CARGO) build --release --quiet --bin ivshmem-server
 	@exec target/release/ivshmem-server -F --hint $(ARGS)
 
