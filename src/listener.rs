@@ -22,7 +22,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -108,6 +108,16 @@ impl Listener {
         Backlog::new(backlog)
             .and_then(|backlog| listen(&self.socket, backlog))
             .map_err(|errno| Error::System { action: "listen on the socket", source: errno.into() })
+    }
+
+    /// Lets those in whom `mode` allows to write to the socket, whatever the umask said.
+    pub(crate) fn set_mode(&self, mode: u32) -> Result<(), Error> {
+        let Some(Bound { path, .. }) = &self.bound else {
+            return Ok(());
+        };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|source| {
+            Error::Socket { path: path.clone(), action: "set the mode of", source }
+        })
     }
 
     /// Accepts one connection, close-on-exec, without waiting.

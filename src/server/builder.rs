@@ -34,6 +34,7 @@ pub struct Builder {
     memory: Option<MemorySource>,
     size: Option<u64>,
     vectors: u32,
+    socket_mode: Option<u32>,
     backlog: u32,
     first_id: u16,
     id_space: u32,
@@ -46,6 +47,7 @@ impl Default for Builder {
             memory: None,
             size: None,
             vectors: 1,
+            socket_mode: None,
             backlog: 4096,
             first_id: 0,
             id_space: crate::roster::ID_SPACE,
@@ -58,6 +60,13 @@ impl Builder {
     /// killed is replaced; a live one, and anything else, is left alone and is an error.
     pub fn socket_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.door = Some(Door::Path(path.into()));
+        self
+    }
+
+    /// The mode of the socket's path, such as `0o660`: who may write to it may connect. What
+    /// the umask leaves of 0777 if it is not said.
+    pub fn socket_mode(mut self, mode: u32) -> Self {
+        self.socket_mode = Some(mode);
         self
     }
 
@@ -139,6 +148,9 @@ impl Builder {
             Some(Door::Given(listener)) => Listener::given(listener)?,
             None => return Err(Error::NoSocket),
         };
+        if let Some(mode) = self.socket_mode {
+            listener.set_mode(mode)?;
+        }
         memory.resize(size)?;
         if sealed {
             memory.seal()?;

@@ -34,6 +34,10 @@ pub(crate) struct Args {
     #[arg(short = 'S', long, value_name = "PATH", default_value = "/tmp/ivshmem_socket")]
     pub(crate) socket: PathBuf,
 
+    /// Mode of the socket, in octal: who may write to it may attach [default: the umask's]
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    pub(crate) socket_mode: Option<u32>,
+
     /// Share the POSIX shared memory object NAME [default: ivshmem]
     #[arg(short = 'M', long, value_name = "NAME", overrides_with_all = ["shm_dir", "memfd"])]
     shm_name: Option<String>,
@@ -142,6 +146,15 @@ fn vectors(text: &str) -> Result<u32, String> {
         .and_then(|number| u32::try_from(number).ok())
         .filter(|number| (1..=MAX_VECTORS).contains(number))
         .ok_or_else(|| format!("the number of vectors is 1 to {MAX_VECTORS}"))
+}
+
+/// A mode such as chmod(1) takes in octal.
+fn mode(text: &str) -> Result<u32, String> {
+    digits(text, 8)
+        .flatten()
+        .and_then(|mode| u32::try_from(mode).ok())
+        .filter(|&mode| mode <= 0o777)
+        .ok_or_else(|| "a mode is 0 to 777 in octal, such as 660".into())
 }
 
 /// A number of nothing but digits; inside, none if it is larger than 64 bits.
@@ -261,6 +274,7 @@ mod tests {
         for (line, parts) in [
             ("x -n 65536", ["--vectors", "65536", "1 to 2048"]),
             ("x -l 5Q", ["--size", "5Q", "suffix"]),
+            ("x --socket-mode 888", ["--socket-mode", "888", "octal"]),
             ("x -v", ["-v", "daemon", "-F"]),
             ("x -z", ["-z", "unexpected", "Usage"]),
         ] {

@@ -44,13 +44,11 @@ fn main() -> ExitCode {
 /// An error whose text says everything.
 type Failure = Box<dyn std::error::Error>;
 
-/// Says a line on stdout if `verbose`. A reader that has gone is no reason to end.
-macro_rules! say {
-    ($verbose:expr, $($line:tt)*) => {
-        if $verbose {
-            let _ = writeln!(io::stdout(), $($line)*);
-        }
-    };
+/// Says a line on stdout if it is wanted. A reader that has gone is no reason to end.
+fn say(wanted: bool, line: std::fmt::Arguments<'_>) {
+    if wanted {
+        let _ = writeln!(io::stdout(), "{line}");
+    }
 }
 
 fn serve(args: &Args) -> Result<ExitCode, Failure> {
@@ -68,25 +66,31 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         if args.detached { Some(pidfile::PidFile::claim(&args.pid_file)?) } else { None };
     let source = match args.memory() {
         Memory::Name(name) => {
-            say!(args.verbose, "Using POSIX shared memory: {name}");
+            say(args.verbose, format_args!("Using POSIX shared memory: {name}"));
             MemorySource::Posix(name)
         }
         Memory::Directory(directory) => {
-            say!(args.verbose, "Using file-backed shared memory: {}", directory.display());
+            say(
+                args.verbose,
+                format_args!("Using file-backed shared memory: {}", directory.display()),
+            );
             MemorySource::Directory(directory)
         }
         Memory::Sealed => {
-            say!(args.verbose, "Using sealed anonymous shared memory");
+            say(args.verbose, format_args!("Using sealed anonymous shared memory"));
             MemorySource::Sealed
         }
     };
-    say!(args.verbose, "create & bind socket {}", args.socket.display());
-    let mut server = Server::builder()
+    say(args.verbose, format_args!("create & bind socket {}", args.socket.display()));
+    let mut builder = Server::builder()
         .socket_path(&args.socket)
         .memory(source)
         .size(args.size)
-        .vectors(args.vectors)
-        .start()?;
+        .vectors(args.vectors);
+    if let Some(mode) = args.socket_mode {
+        builder = builder.socket_mode(mode);
+    }
+    let mut server = builder.start()?;
     if args.hint {
         let _ = io::stdout().write_all(args::hint(args, &server).as_bytes());
     }
@@ -97,12 +101,12 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         detach::ready()?;
     }
     let served = poll_events(&mut server, &signals, args.verbose);
-    say!(true, "server disconnected");
+    say(true, format_args!("server disconnected"));
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
-    say!(args.verbose, "close server");
+    say(args.verbose, format_args!("close server"));
     drop(server);
     for id in ids {
-        say!(args.verbose, "free peer {id}");
+        say(args.verbose, format_args!("free peer {id}"));
     }
     drop(pid_file);
     served.map(|()| ExitCode::SUCCESS)
@@ -126,11 +130,11 @@ fn poll_events(server: &mut Server, signals: &SignalFd, verbose: bool) -> Result
         for event in server.dispatch()? {
             match event {
                 Event::Joined { id, socket } => {
-                    say!(verbose, "accept()={socket}");
-                    say!(verbose, "new peer id = {id}");
+                    say(verbose, format_args!("accept()={socket}"));
+                    say(verbose, format_args!("new peer id = {id}"));
                 }
-                Event::Left { id } => say!(verbose, "free peer {id}"),
-                Event::Refused(refusal) => say!(verbose, "client refused: {refusal}"),
+                Event::Left { id } => say(verbose, format_args!("free peer {id}")),
+                Event::Refused(refusal) => say(verbose, format_args!("client refused: {refusal}")),
                 _ => {}
             }
         }
