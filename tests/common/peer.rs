@@ -211,11 +211,18 @@ impl Peer {
     }
 
     /// Which of its own vectors were rung since the last call; does not wait.
+    ///
+    /// It asks poll first, although the server makes its eventfds non-blocking: that flag belongs to the description
+    /// that all share, and a QEMU that receives a descriptor clears it for a moment (its chardev does so with every
+    /// descriptor, its ivshmem device then sets it again). A bare read in that moment would hang for good.
     pub(crate) fn take_rung(&self) -> BTreeSet<u16> {
-        let rung = |fd: &OwnedFd| match unistd::read(fd, &mut [0; 8]) {
-            Ok(_) => true,
-            Err(Errno::EAGAIN) => false,
-            Err(error) => panic!("reading an eventfd: {error}"),
+        let rung = |fd: &OwnedFd| {
+            if !is_readable(fd.as_fd(), Instant::now()).expect("poll works") {
+                return false;
+            }
+            let read = unistd::read(fd, &mut [0; 8]);
+            assert_eq!(read, Ok(8), "reading an eventfd that is readable");
+            true
         };
         (0..).zip(&self.own).filter(|(_, fd)| rung(fd)).map(|(vector, _)| vector).collect()
     }

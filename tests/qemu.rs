@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The server as its users meet it: with stock QEMU on the other end.
+//!
+//! What is checked is what a guest can see: its id, the shared memory, and which interrupts arrive. The hostile and
+//! the odd clients have test programs of their own.
+
+// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+#![deny(unsafe_code)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+
+use nix::sys::signal::Signal;
+
+use common::daemon::Daemon;
+use common::peer::Peer;
+use common::skip::skip;
+use common::vm::{Accel, Vm};
+use common::{PATIENCE, wait_for, wait_up_to};
+
+/// All vectors of a device.
+fn all(vectors: u16) -> BTreeSet<u16> {
+    (0..vectors).collect()
+}
+
+/// Waits until `from` can ring the peer `to`, whose last vector `arrived` observes. A QEMU learns of a newcomer some
+/// time after the newcomer is up, and drops what is rung before; so this rings again and again. The last vector is
+/// the last that it learns of.
+#[track_caller]
+fn ring_until(from: &mut Vm, to: u16, last: u16, mut arrived: impl FnMut() -> bool) {
+    wait_for(&format!("a peer learns how to ring {to}"), || {
+        from.ring(to, last);
+        wait_up_to(PATIENCE / 500, || arrived().then_some(()))
+    });
+}
+
+/// Waits until each of two VMs can ring the other.
+#[track_caller]
+fn introduce(vms: &mut [Vm], one: usize, two: usize) {
+    for (from, to) in [(one, two), (two, one)] {
+        let [from, to] = vms.get_disjoint_mut([from, to]).expect("two of them");
+        let (id, last) = (to.id(), to.vectors() - 1);
+        ring_until(from, id, last, || to.pending().contains(&last));
+        to.settled();
+        to.clear(last);
+    }
+}
+
+/// Waits until each of the VMs can ring each other one.
+#[track_caller]
+fn introduce_all(vms: &mut [Vm]) {
+    for two in 1..vms.len() {
+        for one in 0..two {
+            introduce(vms, one, two);
+        }
+    }
+}
+
+/// Rings every vector of `to` from `from`, one by one, once each: its own bit appears, and no other, anywhere.
+#[track_caller]
+fn ring_every_vector(vms: &mut [Vm], from: usize, to: usize) {
+    let id = vms[to].id();
+    for vector in 0..vms[to].vectors() {
+        vms[from].ring(id, vector);
+        vms[to].wait_pending(vector);
+        for (who, vm) in vms.iter_mut().enumerate() {
+            let expected = (who == to).then_some(vector).into_iter().collect();
+            assert_eq!(
+                vm.settled(),
+                expected,
+                "pending in VM {who} after {from} rang vector {vector} of {to}"
+            );
+        }
+        vms[to].clear(vector);
+        assert!(vms[to].settled().is_empty(), "nothing rings again by itself");
+    }
+}
+
+/// Rings every vector of every VM from every other.
+#[track_caller]
+fn ring_everyone(vms: &mut [Vm]) {
+    for from in 0..vms.len() {
+        for to in (0..vms.len()).filter(|to| *to != from) {
+            ring_every_vector(vms, from, to);
+        }
+    }
+}
+
+/// Rings every vector both ways between a VM and a raw peer that knows it.
+#[track_caller]
+fn ring_with_peer(vm: &mut Vm, peer: &Peer) {
+    let (id, vectors) = (vm.id(), vm.vectors());
+    ring_until(vm, peer.id(), vectors - 1, || !peer.take_rung().is_empty());
+    for vector in 0..vectors {
+        vm.ring(peer.id(), vector);
+        assert_eq!(peer.take_rung(), [vector].into(), "rung by VM {id}");
+        peer.ring(id, vector);
+        vm.wait_pending(vector);
+        assert_eq!(vm.settled(), [vector].into(), "rung by a raw peer");
+        vm.clear(vector);
+    }
+}
+
+#[test]
+fn two_qemus_get_different_ids_and_the_first_is_0() {
+    let daemon = Daemon::builder().vectors(2).start();
+    let mut one = Vm::start(daemon.socket_path(), 2);
+    let mut two = Vm::start(daemon.socket_path(), 2);
+    assert_eq!(one.id(), 0);
+    assert_ne!(two.id(), 0);
+    one.quit();
+    two.quit();
+    daemon.stop();
+}
+
+#[test]
+fn memory_written_by_one_guest_is_read_by_the_other_and_by_the_host() {
+    const SIZE: u64 = 1 << 20;
+    let daemon = Daemon::builder().size("1M").start();
+    let mut one = Vm::start(daemon.socket_path(), 1);
+    let mut two = Vm::start(daemon.socket_path(), 1);
+    let host = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(daemon.shm_path())
+        .expect("the host opens the memory by its name");
+    assert_eq!(host.metadata().expect("fstat works").len(), SIZE);
+
+    // The first bytes, some that cross a page, and the last.
+    for offset in [0, 4096 - 7, SIZE - 15] {
+        let read_on_host = || {
+            let mut bytes = [0; 15];
+            host.read_exact_at(&mut bytes, offset).expect("the host reads");
+            bytes
+        };
+        assert_eq!(read_on_host(), [0; 15], "the memory is new");
+        one.write_memory(offset, b"from one to all");
+        assert_eq!(two.read_memory(offset, 15), b"from one to all");
+        assert_eq!(&read_on_host(), b"from one to all");
+        two.write_memory(offset, b"from two to all");
+        assert_eq!(one.read_memory(offset, 15), b"from two to all");
+        assert_eq!(&read_on_host(), b"from two to all");
+        host.write_all_at(b"from host to vm", offset).expect("the host writes");
+        assert_eq!(one.read_memory(offset, 15), b"from host to vm");
+        assert_eq!(two.read_memory(offset, 15), b"from host to vm");
+    }
+    drop((one, two));
+    daemon.stop();
+}
+
+#[test]
+fn memory_of_a_file_in_a_directory_is_shared_and_leaves_no_name() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let daemon = Daemon::builder().memory_dir(dir.path()).start();
+    let mut one = Vm::start(daemon.socket_path(), 1);
+    let mut two = Vm::start(daemon.socket_path(), 1);
+    let peer = Peer::join(daemon.socket_path(), 1);
+    let names = dir.path().read_dir().expect("it is there").count();
+    assert_eq!(names, 0, "the file has no name any more");
+
+    one.write_memory(100, b"from one to all");
+    assert_eq!(two.read_memory(100, 15), b"from one to all");
+    let memory = peer.memory().try_clone_to_owned().expect("dup works");
+    let mut bytes = [0; 15];
+    std::fs::File::from(memory).read_exact_at(&mut bytes, 100).expect("the peer reads");
+    assert_eq!(&bytes, b"from one to all");
+    drop((one, two, peer));
+    daemon.stop();
+}
+
+#[test]
+fn every_vector_rung_both_ways_sets_its_own_pending_bit_and_no_other() {
+    let daemon = Daemon::builder().vectors(64).start();
+    let mut vms = [(); 2].map(|()| Vm::start(daemon.socket_path(), 64));
+    assert_eq!(vms[0].vectors(), 64);
+    introduce_all(&mut vms);
+    ring_everyone(&mut vms);
+    drop(vms);
+    daemon.stop();
+}
+
+#[test]
+fn a_qemu_that_joins_later_rings_and_is_rung_by_all_who_were_there() {
+    let daemon = Daemon::builder().vectors(4).start();
+    let mut vms = Vec::new();
+    for _ in 0..3 {
+        // Each time, those who were there have finished with each other.
+        vms.push(Vm::start(daemon.socket_path(), 4));
+        introduce_all(&mut vms);
+        ring_everyone(&mut vms);
+    }
+    let ids: BTreeSet<u16> = vms.iter_mut().map(Vm::id).collect();
+    assert_eq!(ids.len(), 3, "different ids");
+    drop(vms);
+    daemon.stop();
+}
+
+/// One of three VMs leaves; the others and a newcomer are to go on as if nothing had been.
+#[track_caller]
+fn the_rest_go_on_after(leave: impl Fn(Vm)) {
+    let daemon = Daemon::builder().vectors(4).start();
+    let mut vms: Vec<Vm> = (0..3).map(|_| Vm::start(daemon.socket_path(), 4)).collect();
+    let mut observer = Peer::join(daemon.socket_path(), 4);
+    introduce_all(&mut vms);
+
+    let mut leaver = vms.remove(1);
+    let gone = leaver.id();
+    leave(leaver);
+    observer.wait_for_goodbye(gone);
+    vms[0].ring(gone, 0);
+    ring_everyone(&mut vms);
+
+    vms.push(Vm::start(daemon.socket_path(), 4));
+    assert_ne!(vms[2].id(), gone, "the others were told that this id is gone");
+    introduce_all(&mut vms);
+    ring_everyone(&mut vms);
+    // A damaged heap may show only when it is taken down.
+    vms.into_iter().for_each(Vm::quit);
+    daemon.stop();
+}
+
+#[test]
+fn the_rest_go_on_ringing_after_one_quits() {
+    the_rest_go_on_after(Vm::quit);
+}
+
+#[test]
+fn the_rest_go_on_ringing_after_one_is_killed() {
+    the_rest_go_on_after(Vm::kill);
+}
+
+#[test]
+fn a_qemu_that_was_stopped_for_a_while_has_missed_nothing() {
+    const VECTORS: u16 = 16;
+    let daemon = Daemon::builder().vectors(VECTORS).start();
+    let join = || Peer::join(daemon.socket_path(), VECTORS);
+    let mut vms: Vec<Vm> = (0..2).map(|_| Vm::start(daemon.socket_path(), VECTORS)).collect();
+    introduce_all(&mut vms);
+    let sleeper = vms[1].id();
+    vms[1].signal(Signal::SIGSTOP);
+
+    // Far more messages than fit into the sleeper's socket (278): 17 for each that comes and goes.
+    for _ in 0..60 {
+        drop(join());
+    }
+    let mut peers = [join(), join(), join()];
+    vms.push(Vm::start(daemon.socket_path(), VECTORS));
+    introduce(&mut vms, 0, 2);
+    vms[0].ring(sleeper, 3);
+
+    vms[1].signal(Signal::SIGCONT);
+    vms[1].wait_pending(3);
+    assert_eq!(vms[1].settled(), [3].into(), "rung while it was stopped");
+    vms[1].clear(3);
+    introduce_all(&mut vms);
+    ring_everyone(&mut vms);
+    let newest = vms[2].id();
+    for peer in &mut peers {
+        peer.wait_for_peer(newest);
+        for vm in &mut vms {
+            ring_with_peer(vm, peer);
+        }
+    }
+    drop(peers);
+    vms.into_iter().for_each(Vm::quit);
+    daemon.stop();
+}
+
+#[test]
+fn eight_qemus_of_64_vectors_that_start_at_the_same_moment_all_come_up() {
+    let daemon = Daemon::builder().vectors(64).start();
+    let starting = [(); 8].map(|()| Vm::spawn(daemon.socket_path(), 64, Accel::Tcg));
+    let mut vms = starting.map(|vm| vm.up());
+    let ids: Vec<u16> = vms.iter_mut().map(Vm::id).collect();
+    let distinct: BTreeSet<u16> = ids.iter().copied().collect();
+    assert_eq!(distinct.len(), 8, "different ids: {ids:?}");
+    introduce_all(&mut vms);
+    for from in 0..8 {
+        for to in (0..8).filter(|to| *to != from) {
+            for vector in 0..64 {
+                vms[from].ring(ids[to], vector);
+            }
+            for (who, vm) in vms.iter_mut().enumerate() {
+                let expected = if who == to { all(64) } else { BTreeSet::new() };
+                assert_eq!(vm.settled(), expected, "VM {who}, VM {to} rung by VM {from}");
+            }
+            (0..64).for_each(|vector| vms[to].clear(vector));
+        }
+    }
+    drop(vms);
+    daemon.stop();
+}
+
+#[test]
+fn two_hundred_peers_that_come_and_go_leave_a_resident_qemu_alive() {
+    const VECTORS: u16 = 4;
+    let daemon = Daemon::builder().vectors(VECTORS).start();
+    let mut resident = Vm::start(daemon.socket_path(), VECTORS);
+    // An id that comes back while somebody lives who was told of its end corrupts the heap of a QEMU.
+    let mut ids = BTreeSet::from([resident.id()]);
+    for round in 0..200 {
+        let peer = Peer::join(daemon.socket_path(), VECTORS);
+        assert!(ids.insert(peer.id()), "round {round}: id {} came back", peer.id());
+        // Half of them leave at once, so that the resident may have to hear of coming and going together.
+        if round % 2 == 0 {
+            ring_with_peer(&mut resident, &peer);
+        }
+        drop(peer);
+        if round % 5 == 0 {
+            let mut vms = [resident, Vm::start(daemon.socket_path(), VECTORS)];
+            introduce_all(&mut vms);
+            ring_everyone(&mut vms);
+            let [stays, mut leaves] = vms;
+            resident = stays;
+            assert!(ids.insert(leaves.id()), "round {round}: an id came back");
+            if round % 10 == 0 { leaves.quit() } else { leaves.kill() }
+        }
+    }
+    let mut vms = [resident, Vm::start(daemon.socket_path(), VECTORS)];
+    introduce_all(&mut vms);
+    ring_everyone(&mut vms);
+    vms.into_iter().for_each(Vm::quit);
+    daemon.stop();
+}
+
+#[test]
+fn doorbells_go_on_when_the_server_is_killed() {
+    let mut daemon = Daemon::builder().vectors(4).start();
+    let mut vms = [(); 2].map(|()| Vm::start(daemon.socket_path(), 4));
+    introduce_all(&mut vms);
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    ring_everyone(&mut vms);
+    vms.into_iter().for_each(Vm::quit);
+}
+
+#[test]
+fn with_kvm_every_vector_rung_both_ways_sets_its_own_pending_bit_and_no_other() {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        return skip(&format!("/dev/kvm cannot be opened: {error}"));
+    }
+    let daemon = Daemon::builder().vectors(8).start();
+    let mut vms = [Accel::Kvm, Accel::Kvm, Accel::Tcg]
+        .map(|accel| Vm::spawn(daemon.socket_path(), 8, accel).up());
+    introduce_all(&mut vms);
+    ring_everyone(&mut vms);
+    drop(vms);
+    daemon.stop();
+}
