@@ -72,6 +72,12 @@ impl Ids {
         Some(id)
     }
 
+    /// Ids that were given and that nobody has: free again or not.
+    #[cfg(test)]
+    pub(super) fn unused(&self) -> usize {
+        self.free.len() + self.retired.len()
+    }
+
     pub(super) fn retire(&mut self, id: u16, owner: u64, left: u64) {
         self.retired.push_back(Retired { id, owner, left });
         self.look = true;

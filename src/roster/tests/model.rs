@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A world to try the roster in: clients that understand messages as a QEMU does, and panic
+//! where a QEMU would hang or corrupt its heap.
+//!
+//! It keeps books of its own (who had which id, who was told what), and looks into the roster
+//! only for what no client can see: how much waits there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{Key, Message, Roster};
+
+/// Whose an id is, or was last. Joins are numbered from 1; a number is the payload.
+struct Owner {
+    number: u64,
+    /// Whoever has a smaller number was here when it left.
+    left: Option<u64>,
+}
+
+/// A peer that a client knows.
+struct Known {
+    id: u16,
+    number: u64,
+    vectors: u32,
+}
+
+pub(super) struct Client {
+    key: Key,
+    number: u64,
+    pub(super) id: u16,
+    greeted: u8,
+    /// In the order of hearing; the client's own vectors are among them.
+    known: Vec<Known>,
+    gone: BTreeSet<u16>,
+    /// The newest join that it was told of.
+    newest: u64,
+}
+
+impl Client {
+    /// Takes one message as a QEMU does.
+    fn hear(&mut self, message: Message<'_, u64>, vectors: u32, owners: &BTreeMap<u16, Owner>) {
+        let me = self.id;
+        match message {
+            Message::Version => self.greet(0),
+            Message::YourId(id) => {
+                assert_eq!(id, me, "the greeting's id");
+                self.greet(1);
+            }
+            Message::Memory => self.greet(2),
+            Message::Vector { id, owner: &number, vector } => {
+                assert_eq!(self.greeted, 3, "{me} hears of {id} before the greeting is over");
+                assert!(!self.gone.contains(&id), "{me} was told that {id} is gone: it came back");
+                assert_eq!(number == self.number, id == me, "{me} has its id alone");
+                let owner = &owners[&id];
+                assert!(owner.number == number && owner.left.is_none(), "{me}: {id} is not here");
+                if number != self.newest {
+                    assert!(number > self.newest, "{me} hears of {id} out of join order");
+                    // A peer that left when half told of is no more among the known.
+                    let complete = self.known.last().is_none_or(|last| last.vectors == vectors);
+                    assert!(complete, "{me} hears of {id} before the last one is complete");
+                    self.known.push(Known { id, number, vectors: 0 });
+                    self.newest = number;
+                }
+                let last = self.known.last_mut().expect("the newest is known");
+                assert_eq!((last.id, last.number), (id, number), "{me} counts for the wrong peer");
+                assert_eq!(vector, last.vectors as usize, "{me} counts the vectors of {id}");
+                last.vectors += 1;
+                assert!(last.vectors <= vectors, "{me} hears of too many vectors of {id}");
+            }
+            Message::Gone(id) => {
+                assert_ne!(id, me, "{me} is told that itself is gone");
+                assert!(self.gone.insert(id), "{me} is told twice that {id} is gone");
+                let at = self.known.iter().position(|known| known.id == id);
+                let at = at.unwrap_or_else(|| panic!("{me} never was told of {id}, who is gone"));
+                let known = self.known.remove(at);
+                let owner = &owners[&id];
+                assert!(owner.number == known.number && owner.left.is_some(), "{id} is here");
+            }
+        }
+    }
+
+    fn greet(&mut self, step: u8) {
+        assert_eq!(self.greeted, step, "{} is greeted in order, and once", self.id);
+        self.greeted += 1;
+    }
+
+    /// The peers that it knows, itself included.
+    pub(super) fn view(&self) -> Vec<u16> {
+        self.known.iter().map(|known| known.id).collect()
+    }
+}
+
+pub(super) struct World {
+    pub(super) roster: Roster<u64>,
+    /// In join order, as the roster's members are.
+    pub(super) clients: Vec<Client>,
+    owners: BTreeMap<u16, Owner>,
+    vectors: u32,
+    first: u16,
+    space: u32,
+    next: u64,
+}
+
+impl World {
+    pub(super) fn new(vectors: u32, first: u16, space: u32) -> Self {
+        Self {
+            roster: Roster::new(vectors, first, space),
+            clients: Vec::new(),
+            owners: BTreeMap::new(),
+            vectors,
+            first,
+            space,
+            next: 1,
+        }
+    }
+
+    /// All ids, in the order of first giving.
+    pub(super) fn all_ids(&self) -> impl Iterator<Item = u16> + use<> {
+        let first = u32::from(self.first);
+        (first..first + self.space).map(|id| (id % 65_536) as u16)
+    }
+
+    /// Somebody joins, or is refused, which must have a reason.
+    pub(super) fn join(&mut self) -> Option<u16> {
+        let foretold = self.roster.next_id();
+        let key = self.roster.next_key();
+        match self.roster.join(self.next) {
+            Ok(id) => {
+                assert_eq!(Some(id), foretold, "the id that was foretold");
+                assert!(self.clients.iter().all(|client| client.id != id), "{id} is taken");
+                let given = self.owners.len() as u32;
+                if given < self.space {
+                    assert_eq!(id, self.first.wrapping_add(given as u16), "fresh ids, in turn");
+                } else {
+                    assert!(self.owners.contains_key(&id), "{id} is outside the space");
+                }
+                let number = self.next;
+                self.next += 1;
+                self.owners.insert(id, Owner { number, left: None });
+                self.clients.push(Client {
+                    key,
+                    number,
+                    id,
+                    greeted: 0,
+                    known: Vec::new(),
+                    gone: BTreeSet::new(),
+                    newest: 0,
+                });
+                Some(id)
+            }
+            Err(payload) => {
+                assert_eq!(payload, self.next, "the payload comes back");
+                assert_eq!(foretold, None, "nothing was foretold");
+                let free = self.all_ids().find(|id| !self.is_held(*id));
+                assert_eq!(free, None, "refused, though this id is free");
+                None
+            }
+        }
+    }
+
+    /// Whether the id is in use, or remembered by the rule of `ids.rs`.
+    fn is_held(&self, id: u16) -> bool {
+        let Some(owner) = self.owners.get(&id) else { return false };
+        let Some(left) = owner.left else { return true };
+        self.clients.iter().any(|client| client.number < left && client.newest >= owner.number)
+    }
+
+    /// The client at `at` of the join order leaves.
+    pub(super) fn leave(&mut self, at: usize) -> u16 {
+        let Client { key, number, id, .. } = self.clients.remove(at);
+        assert_eq!(self.roster.leave(key), Some((id, number)));
+        assert_eq!(self.roster.leave(key), None, "nobody leaves twice");
+        self.owners.get_mut(&id).expect("it had joined").left = Some(self.next);
+        id
+    }
+
+    /// The client at `at` of the join order reads at most `limit` messages; how many came.
+    pub(super) fn tell(&mut self, at: usize, limit: usize) -> usize {
+        let client = &mut self.clients[at];
+        assert_eq!(self.roster.index(client.key), Some(at), "the roster is in join order");
+        let behind = self.roster.behind(at);
+        let mut count = 0;
+        for message in self.roster.messages(at).take(limit) {
+            client.hear(message, self.vectors, &self.owners);
+            count += 1;
+        }
+        self.roster.told(at, count);
+        assert_eq!(self.roster.behind(at), behind - count as u64, "{count} messages later");
+        count
+    }
+
+    /// Everybody reads, `chunk` messages at a time, until there is nothing more: then each
+    /// one's view is the roster.
+    pub(super) fn rest(&mut self, chunk: usize) {
+        for at in 0..self.clients.len() {
+            let behind = self.roster.behind(at);
+            let mut told = 0;
+            loop {
+                match self.tell(at, chunk) {
+                    0 => break,
+                    count => told += count as u64,
+                }
+            }
+            assert_eq!(told, behind, "messages until rest, as foretold");
+        }
+        let here: Vec<u16> = self.roster.iter().map(|(id, _)| id).collect();
+        for (client, id) in self.clients.iter().zip(&here) {
+            assert_eq!((client.id, client.greeted), (*id, 3));
+            assert_eq!(client.view(), here, "the view of {id}");
+            let complete = client.known.iter().all(|known| known.vectors == self.vectors);
+            assert!(complete, "{id} knows every vector");
+        }
+    }
+
+    /// What waits in the roster is bounded, whatever happened.
+    pub(super) fn check_bounds(&self) {
+        assert_eq!(self.roster.len(), self.clients.len());
+        for member in &self.roster.members {
+            assert!(member.gone.len() < self.space as usize, "goodbyes beyond the id space");
+            let kept = member.gone.is_empty() && member.gone.capacity() > 0;
+            assert!(!kept, "a list of goodbyes that is empty keeps its memory");
+        }
+        let accounted = self.roster.len() + self.roster.ids.unused();
+        assert_eq!(accounted, self.owners.len(), "each id is used, free, or retired, once");
+    }
+}
