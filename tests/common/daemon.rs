@@ -217,7 +217,7 @@ impl Drop for Daemon {
 
 /// Whether someone listens on this socket, found without connecting: a connection would use up an id, and one that is
 /// closed at once is the end of the reference.
-fn is_listening(socket: &Path) -> bool {
+pub(crate) fn is_listening(socket: &Path) -> bool {
     /// The flag of a listening socket in /proc/net/unix (`__SO_ACCEPTCON`).
     const LISTENING: u32 = 1 << 16;
     let socket = socket.to_str().expect("a path that we named");

@@ -9,6 +9,7 @@
 
 pub(crate) mod daemon;
 pub(crate) mod peer;
+pub(crate) mod program;
 pub(crate) mod qtest;
 pub(crate) mod skip;
 pub(crate) mod vm;

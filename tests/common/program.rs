@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The server program as a process among others: runs to the end, daemons in the background, and a place of its own
+//! for each test, in which anything that is left behind is noticed.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, geteuid};
+use tempfile::TempDir;
+
+use super::daemon::program;
+use super::{PATIENCE, wait_for, wait_for_exit};
+
+/// A process that has ended, and all it printed.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// It exited with 1, and its stderr has each of `parts`.
+    #[track_caller]
+    pub(crate) fn assert_refused(&self, parts: &[&str]) {
+        assert_eq!(self.status.code(), Some(1), "{self:?}");
+        for part in parts {
+            assert!(self.stderr.contains(part), "no {part:?} in {self:?}");
+        }
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+    }
+}
+
+/// A process whose output is read through pipes. Dropped, it is killed.
+pub(crate) struct Process {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+}
+
+impl Process {
+    #[track_caller]
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child =
+            command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let stdout = text_of_pipe(child.stdout.take().expect("it is piped"));
+        let stderr = text_of_pipe(child.stderr.take().expect("it is piped"));
+        Self { child, stdout, stderr }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid is an int"))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("it is our child");
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("waitpid works").is_none()
+    }
+
+    /// Waits for its end, and for the end of both pipes: nobody else may hold them open.
+    #[track_caller]
+    pub(crate) fn end(mut self) -> Ended {
+        let status = wait_for_exit(&mut self.child, "the process");
+        let text = |pipe: &Receiver<String>, name| match pipe.recv_timeout(PATIENCE) {
+            Ok(text) => text,
+            Err(_) => panic!("no end of file on its {name}, though it ended: {status}"),
+        };
+        Ended { status, stdout: text(&self.stdout, "stdout"), stderr: text(&self.stderr, "stderr") }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended and been waited for: then both fail, and nothing is lost.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text_of_pipe(mut pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        // Nobody waits for it any more if the test has ended.
+        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    receiver
+}
+
+/// Runs a command to its end.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) -> Ended {
+    Process::spawn(command).end()
+}
+
+/// A process that is not this one's child by birth but by adoption. Dropped, it is killed.
+pub(crate) struct Background {
+    pid: Pid,
+    ended: bool,
+}
+
+impl Background {
+    /// Runs a command that leaves a process in the background and writes its id to `pid_file`.
+    #[track_caller]
+    pub(crate) fn start(command: &mut Command, pid_file: &Path) -> (Self, Ended) {
+        adopt_orphans();
+        let ended = run(command);
+        assert!(ended.status.success(), "{ended:?}");
+        // Read at once: when the parent has returned it must be there and be complete.
+        let text = fs::read_to_string(pid_file).expect("the pid file");
+        (Self::adopted(&text), ended)
+    }
+
+    /// The process whose id is in `text`, one line.
+    #[track_caller]
+    pub(crate) fn adopted(text: &str) -> Self {
+        let pid = text.strip_suffix('\n').expect("a whole line");
+        let pid = Pid::from_raw(pid.parse().expect("a process id"));
+        Self { pid, ended: false }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).expect("it runs");
+    }
+
+    /// Waits for its end; its exit code.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> i32 {
+        let status = wait_for("the end of the background process", || {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+                // Its parent is about to end, and it to become our child.
+                Err(Errno::ECHILD) | Ok(WaitStatus::StillAlive) => None,
+                other => Some(other.expect("waitpid works")),
+            }
+        });
+        self.ended = true;
+        match status {
+            WaitStatus::Exited(_, code) => code,
+            other => panic!("the background process ended by {other:?}"),
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = waitpid(self.pid, None);
+        }
+    }
+}
+
+/// From now on a process whose parent ended becomes a child of this one, which can so see how it ends.
+pub(crate) fn adopt_orphans() {
+    prctl::set_child_subreaper(true).expect("Linux 3.4 or later");
+}
+
+/// A directory, and a name in /dev/shm, of a test's own.
+pub(crate) struct Place {
+    dir: TempDir,
+    pub(crate) name: String,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("ivshmem-test-")
+            .tempdir()
+            .expect("a temporary directory");
+        // The directory's name is unique on this host, so it serves as the memory's too.
+        let name = dir.path().file_name().expect("it has a name").to_string_lossy().into_owned();
+        Self { dir, name }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path("socket")
+    }
+
+    pub(crate) fn pid_file(&self) -> PathBuf {
+        self.path("pid")
+    }
+
+    pub(crate) fn shm(&self) -> PathBuf {
+        Path::new("/dev/shm").join(&self.name)
+    }
+
+    /// The program with everything in this place, to which arguments may be added.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.args(self.args()).args(args);
+        command
+    }
+
+    /// The arguments that put everything in this place.
+    pub(crate) fn args(&self) -> Vec<String> {
+        let text = |path: PathBuf| path.into_os_string().into_string().expect("it is ours");
+        let (socket, pid_file) = (text(self.socket()), text(self.pid_file()));
+        let args = ["-S", &socket, "-p", &pid_file, "-M", &self.name, "-l", "64K"];
+        args.map(str::to_owned).to_vec()
+    }
+
+    /// A daemon in the background.
+    #[track_caller]
+    pub(crate) fn daemonize(&self, args: &[&str]) -> Background {
+        Background::start(&mut self.command(args), &self.pid_file()).0
+    }
+
+    /// The names in the directory.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let name = |entry: Result<fs::DirEntry, _>| {
+            entry.expect("it can be read").file_name().to_string_lossy().into_owned()
+        };
+        let mut names: Vec<_> = fs::read_dir(self.dir()).expect("it is there").map(name).collect();
+        names.sort();
+        names
+    }
+
+    /// Nothing is here, neither in the directory nor in /dev/shm, but what is expected.
+    #[track_caller]
+    pub(crate) fn assert_holds_only(&self, expected: &[&str]) {
+        assert_eq!(self.names(), expected, "in {}", self.dir().display());
+        assert!(!self.shm().exists(), "left behind: {}", self.shm().display());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.shm());
+    }
+}
+
+/// A shell script in a mount namespace of its own, where it may mount what it likes; `$0` is the program and `$@` are
+/// the arguments. The namespace ends with its processes. `None` where the kernel does not let us have one.
+pub(crate) fn in_own_mounts(script: &str, args: &[String]) -> Option<Command> {
+    // An ordinary user gets one together with a user namespace in which it is root.
+    let flags = if geteuid().is_root() { "-m" } else { "-rm" };
+    let mut probe = Command::new("unshare");
+    let probe = probe.args([flags, "mount", "-t", "tmpfs", "none", "/mnt"]);
+    let probe = probe.stderr(Stdio::null()).status();
+    if !probe.expect("unshare (Debian package util-linux)").success() {
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.args([flags, "sh", "-ec", script]).arg(program()).args(args);
+    Some(command)
+}
