@@ -19,24 +19,9 @@ use nix::unistd::{Pid, getsid};
 
 use common::daemon::{Daemon, program};
 use common::peer::{Connection, Peer};
-use common::program::{Background, Place, Process, adopt_orphans, in_own_mounts, run};
+use common::program::{Background, Place, Process, adopt_orphans, in_own_mounts, run, size_of};
 use common::skip::skip;
 use common::{PATIENCE, text_of, wait_for};
-
-/// The size of the memory that a client gets.
-fn size_of(peer: &Peer) -> u64 {
-    let memory = peer.memory().try_clone_to_owned().expect("dup works");
-    fs::File::from(memory).metadata().expect("fstat works").len()
-}
-
-/// Waits until a client can connect.
-#[track_caller]
-fn wait_until_listening(process: &mut Process, socket: &Path) {
-    wait_for("the server listens", || {
-        assert!(process.is_running(), "it ended instead of listening");
-        common::daemon::is_listening(socket).then_some(())
-    });
-}
 
 #[test]
 fn every_option_works_in_its_short_and_its_long_form() {
@@ -54,13 +39,11 @@ fn every_option_works_in_its_short_and_its_long_form() {
         command.arg(option("-S", "--socket")).arg(&socket);
         command.args([option("-M", "--shm-name"), &place.name, size, "2M", vectors, "0x3"]);
         let mut process = Process::spawn(&mut command);
-        wait_until_listening(&mut process, &socket);
+        process.wait_until_listening(&socket);
         assert!(place.shm().exists(), "the memory has its name");
         let peer = Peer::join(&socket, 3);
         assert_eq!((peer.id(), size_of(&peer)), (0, 2 << 20));
-        process.signal(Signal::SIGTERM);
-        let ended = process.end();
-        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        let ended = process.stop();
         assert!(ended.stdout.contains("new peer id = 0\n"), "verbose: {ended:?}");
 
         let mut command = Command::new(program());
@@ -233,11 +216,9 @@ fn a_pid_file_left_by_a_killed_daemon_is_taken_over() {
 #[test]
 fn in_the_foreground_no_pid_file_is_written() {
     let place = Place::new();
-    let mut process = Process::spawn(&mut place.command(&["-F"]));
-    wait_until_listening(&mut process, &place.socket());
+    let process = place.serve(&[]);
     assert_eq!(place.names(), ["socket"]);
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.end().status.code(), Some(0));
+    process.stop();
     place.assert_holds_only(&[]);
 }
 
@@ -315,8 +296,7 @@ fn verbose_names_the_directory_of_file_backed_memory() {
 fn sigterm_and_sigint_end_it_with_0_and_everybody_is_told() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let place = Place::new();
-        let mut process = Process::spawn(&mut place.command(&["-F"]));
-        wait_until_listening(&mut process, &place.socket());
+        let process = place.serve(&[]);
         let mut clients = [(); 3].map(|()| Connection::open(&place.socket()));
         // One has read everything, one a part, one nothing.
         for _ in 0..6 {
@@ -344,14 +324,13 @@ fn the_soft_descriptor_limit_is_raised_to_the_hard_one() {
     command.args(["-c", "ulimit -Sn 100 && ulimit -Hn 4000 && exec \"$0\" \"$@\""]);
     command.arg(program()).args(place.args()).arg("-F");
     let mut process = Process::spawn(&mut command);
-    wait_until_listening(&mut process, &place.socket());
+    process.wait_until_listening(&place.socket());
     let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid())).expect("it runs");
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let numbers = line.expect("a limit of open files").split_ascii_whitespace().take(2);
     let numbers: Vec<&str> = numbers.collect();
     assert_eq!(numbers, ["4000", "4000"], "soft and hard");
-    process.signal(Signal::SIGTERM);
-    assert_eq!(process.end().status.code(), Some(0));
+    process.stop();
 }
 
 #[test]

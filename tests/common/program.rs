@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,7 +18,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use tempfile::TempDir;
 
-use super::daemon::program;
+use super::daemon::{is_listening, program};
+use super::peer::Peer;
 use super::{PATIENCE, wait_for, wait_for_exit};
 
 /// A process that has ended, and all it printed.
@@ -65,6 +66,25 @@ impl Process {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("it is our child");
+    }
+
+    /// Waits until it listens there.
+    #[track_caller]
+    pub(crate) fn wait_until_listening(&mut self, socket: &Path) {
+        wait_for("the server listens", || {
+            assert!(self.is_running(), "it ended instead of listening");
+            is_listening(socket).then_some(())
+        });
+    }
+
+    /// Ends it by SIGTERM, as it should be ended.
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> Ended {
+        assert!(self.is_running(), "it ended before it was told to");
+        self.signal(Signal::SIGTERM);
+        let ended = self.end();
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        ended
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -226,6 +246,14 @@ impl Place {
         args.map(str::to_owned).to_vec()
     }
 
+    /// A server in the foreground that listens.
+    #[track_caller]
+    pub(crate) fn serve(&self, args: &[&str]) -> Process {
+        let mut process = Process::spawn(self.command(args).arg("-F"));
+        process.wait_until_listening(&self.socket());
+        process
+    }
+
     /// A daemon in the background.
     #[track_caller]
     pub(crate) fn daemonize(&self, args: &[&str]) -> Background {
@@ -254,6 +282,16 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_file(self.shm());
     }
+}
+
+/// The memory that a client got.
+pub(crate) fn memory_of(peer: &Peer) -> File {
+    File::from(peer.memory().try_clone_to_owned().expect("dup works"))
+}
+
+/// Its size.
+pub(crate) fn size_of(peer: &Peer) -> u64 {
+    memory_of(peer).metadata().expect("fstat works").len()
 }
 
 /// A shell script in a mount namespace of its own, where it may mount what it likes; `$0` is the program and `$@` are
