@@ -81,7 +81,8 @@ fn sizes_beyond_32_bits_are_really_served() {
         if room < NEEDED {
             return skip(&format!("memory of {asked} wants {NEEDED} bytes, {room} are free"));
         }
-        let server = place.serve(if in_dir { &["-l", asked, "-m", dir] } else { &["-l", asked] });
+        let args = ["-l", asked, "-m", dir];
+        let server = place.serve(if in_dir { &args } else { &args[..2] });
         let peer = Peer::join(&place.socket(), 1);
         assert_eq!(size_of(&peer), served, "{asked}");
         memory_of(&peer).write_all_at(b"the end", served - 7).expect("all of it is there");
