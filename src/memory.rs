@@ -135,6 +135,10 @@ impl Memory {
                     return Err(Error::Memory { memory: label, action: "lock", source });
                 }
             }
+            // Of two starters one may make the object and the other lock it. The maker is
+            // refused then, and must leave it alone; so the other has to remove it should it
+            // fail itself. It is known by its size: no server has given it one.
+            let created = created || lock.metadata().is_ok_and(|meta| meta.len() == 0);
             let object = match shm_open(path.as_str(), flags, Mode::empty()) {
                 Ok(fd) => File::from(fd),
                 Err(Errno::ENOENT) => continue,

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Several servers that want the same socket or memory, at once or one after the other: one gets it.
+//!
+//! Whoever is refused leaves nothing behind, and whoever serves does not notice.
+
+// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+#![deny(unsafe_code)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use common::daemon::program;
+use common::peer::Peer;
+use common::program::{Ended, Place, Process, memory_of, run, size_of};
+use common::{wait_for, wait_up_to};
+
+/// What is not to change in a server that others try to replace.
+fn state_of(place: &Place) -> [(u64, u64, u64); 2] {
+    [place.socket(), place.shm()].map(|path| {
+        let meta = fs::symlink_metadata(path).expect("it is there");
+        (meta.dev(), meta.ino(), meta.len())
+    })
+}
+
+#[test]
+fn a_second_server_on_the_same_socket_or_memory_or_both_is_refused_and_hurts_nobody() {
+    let first = Place::new();
+    let server = first.serve(&["-l", "128K"]);
+    let mut resident = Peer::join(&first.socket(), 1);
+    memory_of(&resident).write_all_at(b"precious", 100_000).expect("it is there");
+    let before = state_of(&first);
+
+    let socket = first.socket();
+    let socket = socket.to_str().expect("ours");
+    for (args, named) in [
+        (&["-S", socket][..], socket),
+        (&["-M", &first.name], &*first.name),
+        (&["-S", socket, "-M", &first.name], &*first.name),
+    ] {
+        // Smaller, as large, larger; in the foreground and in the background.
+        for size in ["4K", "128K", "1M"] {
+            for foreground in [&["-F"][..], &[]] {
+                let second = Place::new();
+                let ended = run(second.command(&["-l", size]).args(args).args(foreground));
+                ended.assert_refused(&["in use", named]);
+                second.assert_holds_only(&[]);
+                assert_eq!(state_of(&first), before, "{args:?} -l {size}");
+            }
+        }
+    }
+
+    // Had a starter connected it would have been client 1.
+    let newcomer = Peer::join(&first.socket(), 1);
+    assert_eq!(newcomer.id(), 1);
+    resident.wait_for_peer(1);
+    let mut bytes = [0; 8];
+    memory_of(&newcomer).read_exact_at(&mut bytes, 100_000).expect("all of it is there");
+    assert_eq!(&bytes, b"precious");
+    server.stop();
+    first.assert_holds_only(&[]);
+}
+
+/// Fifty programs that were let go at the same moment.
+const STARTERS: usize = 50;
+
+/// Starts them; each waits in a shell until the gate is opened, which is when all are there.
+fn start_at_once(place: &Place, args: impl Fn(usize) -> Vec<String>) -> Vec<Process> {
+    let gate = place.path("gate");
+    mkfifo(&gate, Mode::S_IRWXU).expect("a FIFO");
+    let script = "gate=$1; shift; : < \"$gate\"; exec \"$0\" \"$@\"";
+    let starters: Vec<Process> = (0..STARTERS)
+        .map(|number| {
+            let mut command = Command::new("sh");
+            command.args(["-ec", script]).arg(program()).arg(&gate);
+            Process::spawn(command.args(place.args()).arg("-F").args(args(number)))
+        })
+        .collect();
+    // Opening it without a reader would not fail, but whoever came later would start later.
+    for starter in &starters {
+        wait_for("a starter sleeps at the gate", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", starter.pid())).ok()?;
+            stat.contains(") S ").then_some(())
+        });
+    }
+    let open = File::options().read(true).write(true).open(&gate).expect("the gate");
+    // It has to stay open while somebody may still be on the way through it.
+    for starter in &starters {
+        let through = || {
+            let name = fs::read_to_string(format!("/proc/{}/comm", starter.pid())).ok();
+            name.is_none_or(|name| name != "sh\n").then_some(())
+        };
+        wait_for("a starter is through the gate", through);
+    }
+    drop(open);
+    fs::remove_file(&gate).expect("it is ours");
+    starters
+}
+
+/// Waits until all starters but so many have ended; those that still run, by number, and the others' ends.
+fn sort_out(starters: Vec<Process>, winners: usize) -> (Vec<(usize, Process)>, Vec<Ended>) {
+    let mut running: Vec<(usize, Process)> = starters.into_iter().enumerate().collect();
+    let mut ended = Vec::new();
+    // A loser may wait some seconds for another that is at the left-over socket.
+    let sorted = wait_up_to(Duration::from_secs(60), || {
+        for at in (0..running.len()).rev() {
+            if !running[at].1.is_running() {
+                ended.push(running.remove(at).1.end());
+            }
+        }
+        (running.len() <= winners).then_some(())
+    });
+    assert!(sorted.is_some(), "{} of the starters still run: {ended:?}", running.len());
+    (running, ended)
+}
+
+/// Of fifty starters exactly one is to win, and to serve; the others are to leave nothing. `args` are what each gets
+/// beside what it has in common with the others; each asks for a size of its own.
+fn exactly_one_wins(place: &Place, args: impl Fn(usize) -> Vec<String>, named: &[&str]) -> usize {
+    let size = |number: usize| (64 << 10) << (number % 4);
+    let starters = start_at_once(place, |number| {
+        let mut all = args(number);
+        all.extend(["-l".to_owned(), size(number).to_string()]);
+        all
+    });
+    let (mut winners, losers) = sort_out(starters, 1);
+    let (winner, mut server) = winners.pop().unwrap_or_else(|| panic!("nobody won: {losers:?}"));
+    let socket = args(winner).iter().skip_while(|arg| *arg != "-S").nth(1).cloned();
+    let socket = socket.map_or(place.socket(), Into::into);
+    server.wait_until_listening(&socket);
+    for loser in &losers {
+        assert_eq!(loser.stdout, "");
+        loser.assert_refused(&["in use"]);
+        assert!(named.iter().any(|name| loser.stderr.contains(name)), "{loser:?}");
+    }
+    let peers = [0, 1].map(|id| {
+        let peer = Peer::join(&socket, 1);
+        assert_eq!(peer.id(), id, "no loser was a client");
+        assert_eq!(size_of(&peer), size(winner));
+        peer
+    });
+    memory_of(&peers[0]).write_all_at(b"shared", 60_000).expect("it is there");
+    let mut bytes = [0; 6];
+    memory_of(&peers[1]).read_exact_at(&mut bytes, 60_000).expect("it is there");
+    assert_eq!(&bytes, b"shared");
+    let socket_name = socket.file_name().expect("a name").to_string_lossy().into_owned();
+    assert_eq!(place.names(), [socket_name], "of all fifty");
+    server.stop();
+    winner
+}
+
+#[test]
+fn of_fifty_starters_on_one_socket_and_one_memory_exactly_one_wins() {
+    let place = Place::new();
+    exactly_one_wins(&place, |_| vec![], &[&place.name]);
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn of_fifty_starters_on_one_socket_exactly_one_wins_and_no_memory_is_left() {
+    let place = Place::new();
+    let name = |number: usize| format!("{}-{number}", place.name);
+    let args = |number| vec!["-M".to_owned(), name(number)];
+    exactly_one_wins(&place, args, &["socket"]);
+    let left: Vec<String> =
+        (0..STARTERS).map(name).filter(|name| Path::new("/dev/shm").join(name).exists()).collect();
+    left.iter().for_each(|name| drop(fs::remove_file(Path::new("/dev/shm").join(name))));
+    assert!(left.is_empty(), "left behind: {left:?}");
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn of_fifty_starters_on_one_memory_exactly_one_wins_and_no_socket_is_left() {
+    let place = Place::new();
+    let socket = |number: usize| place.path(&format!("socket-{number}")).display().to_string();
+    exactly_one_wins(&place, |number| vec!["-S".to_owned(), socket(number)], &[&place.name]);
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins() {
+    let place = Place::new();
+    drop(place.serve(&[]));
+    assert!(place.socket().exists() && place.shm().exists(), "it was killed");
+    exactly_one_wins(&place, |_| vec![], &[&place.name]);
+    place.assert_holds_only(&[]);
+
+    // And where it is only the socket that they have in common.
+    drop(place.serve(&[]));
+    fs::remove_file(place.shm()).expect("it was killed");
+    let name = |number: usize| format!("{}-{number}", place.name);
+    exactly_one_wins(&place, |number| vec!["-M".to_owned(), name(number)], &["socket"]);
+    let left = (0..STARTERS).map(|number| Path::new("/dev/shm").join(name(number)));
+    let left: Vec<_> = left.filter(|path| path.exists()).collect();
+    left.iter().for_each(|path| drop(fs::remove_file(path)));
+    assert!(left.is_empty(), "left behind: {left:?}");
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn fifty_starters_on_a_socket_that_is_taken_leave_no_memory() {
+    let place = Place::new();
+    let owner = UnixListener::bind(place.socket()).expect("the place is new");
+    owner.set_nonblocking(true).expect("it is a socket");
+    // All on one memory: whoever made it may not be the one who has it in the end.
+    let (_, losers) = sort_out(start_at_once(&place, |_| vec![]), 0);
+    assert_eq!(losers.len(), STARTERS);
+    for loser in &losers {
+        loser.assert_refused(&["in use"]);
+    }
+    assert_eq!(owner.accept().map(drop).unwrap_err().kind(), ErrorKind::WouldBlock);
+    place.assert_holds_only(&["socket"]);
+}
+
+#[test]
+fn memory_that_its_maker_lost_to_another_starter_is_not_left_by_that_one() {
+    let place = Place::new();
+    let _owner = UnixListener::bind(place.socket()).expect("the place is new");
+    // Made, but not locked: the moment that the fifty above meet now and then.
+    File::create(place.shm()).expect("/dev/shm can be written");
+    run(&mut place.command(&["-F"])).assert_refused(&["in use", "socket"]);
+    place.assert_holds_only(&["socket"]);
+
+    // What has a size was served once, and may be wanted.
+    fs::write(place.shm(), "content").expect("/dev/shm can be written");
+    run(&mut place.command(&["-F"])).assert_refused(&["in use", "socket"]);
+    assert_eq!(fs::read(place.shm()).expect("it is there"), b"content");
+}
+
+#[test]
+fn a_killed_server_is_replaced_while_its_clients_live_and_the_content_stays() {
+    let place = Place::new();
+    let mut peers = Vec::new();
+    let mut inode = None;
+    for round in 0..5_u8 {
+        // In turn in the foreground and in the background. Neither SIGKILL nor a client's copy of the memory's
+        // descriptor keeps anything locked.
+        let (foreground, background) = match round % 2 {
+            0 => (Some(place.serve(&[])), None),
+            _ => (None, Some(place.daemonize(&[]))),
+        };
+        let peer = Peer::join(&place.socket(), 1);
+        assert_eq!(peer.id(), 0, "a new server");
+        let now = memory_of(&peer).metadata().expect("fstat works").ino();
+        assert_eq!(*inode.get_or_insert(now), now, "the same memory");
+        let mut bytes = [0; 5];
+        memory_of(&peer).read_exact_at(&mut bytes, 0).expect("it is there");
+        let expected = [1, 2, 3, 4, 5].map(|number| if number <= round { number } else { 0 });
+        assert_eq!(bytes, expected, "what the rounds before wrote");
+        memory_of(&peer).write_all_at(&[round + 1], round.into()).expect("it is there");
+        peers.push(peer);
+        drop((foreground, background));
+        assert!(place.socket().exists() && place.shm().exists(), "it was killed");
+    }
+    place.serve(&[]).stop();
+    let _ = fs::remove_file(place.pid_file());
+    place.assert_holds_only(&[]);
+}
