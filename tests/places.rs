@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Where a server is told to put its things, and what may be there already: somebody else's sockets and files, and
+//! directories that cannot be used. Only what is dead, or its own, is ever removed.
+
+// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+#![deny(unsafe_code)]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, mkfifo};
+
+use common::daemon::program;
+use common::peer::{Connection, Peer};
+use common::program::{Place, Process, in_own_mounts, run};
+use common::skip::skip;
+
+#[test]
+fn only_a_dead_socket_is_replaced_and_everything_else_in_its_place_stays() {
+    type Make = fn(&Place);
+    let cases: [(&str, Make); 7] = [
+        ("a regular file", |place| fs::write(place.socket(), "content").unwrap()),
+        ("a regular file", |place| fs::write(place.socket(), "").unwrap()),
+        ("a directory", |place| fs::create_dir(place.socket()).unwrap()),
+        ("a symbolic link", |place| symlink("nowhere", place.socket()).unwrap()),
+        ("a symbolic link", |place| {
+            fs::write(place.path("target"), "content").unwrap();
+            symlink("target", place.socket()).unwrap();
+        }),
+        ("a symbolic link", |place| {
+            // To a dead socket: neither is ours to remove.
+            drop(UnixListener::bind(place.path("target")).unwrap());
+            symlink("target", place.socket()).unwrap();
+        }),
+        ("a special file", |place| mkfifo(&place.socket(), Mode::S_IRWXU).unwrap()),
+    ];
+    for (kind, make) in cases {
+        let place = Place::new();
+        make(&place);
+        let look = || {
+            place.names().into_iter().map(|name| {
+                let path = place.path(&name);
+                let meta = fs::symlink_metadata(&path).expect("it is there");
+                let content = meta.is_file().then(|| fs::read(&path).expect("it can be read"));
+                (name, meta.ino(), meta.mode(), fs::read_link(&path).ok(), content)
+            })
+        };
+        let before: Vec<_> = look().collect();
+        for foreground in [&["-F"][..], &[]] {
+            let ended = run(place.command(&[]).args(foreground));
+            let socket = place.socket();
+            ended.assert_refused(&[kind, socket.to_str().expect("ours")]);
+            assert_eq!(look().collect::<Vec<_>>(), before, "{kind}");
+            assert!(!place.shm().exists(), "{kind}: memory was left behind");
+        }
+    }
+}
+
+#[test]
+fn a_dead_socket_of_any_kind_is_replaced() {
+    let place = Place::new();
+    let leave: [fn(&Path); 2] = [
+        |path| drop(UnixListener::bind(path).unwrap()),
+        |path| drop(UnixDatagram::bind(path).unwrap()),
+    ];
+    for leave in leave {
+        leave(&place.socket());
+        let server = place.serve(&[]);
+        assert_eq!(Peer::join(&place.socket(), 1).id(), 0);
+        server.stop();
+        place.assert_holds_only(&[]);
+    }
+}
+
+#[test]
+fn a_live_server_of_another_kind_is_not_touched_and_sees_no_connection() {
+    let place = Place::new();
+    let owner = UnixListener::bind(place.socket()).expect("the place is new");
+    owner.set_nonblocking(true).expect("it is a socket");
+    let inode = fs::metadata(place.socket()).expect("it is there").ino();
+    let path = place.socket();
+    for foreground in [&["-F"][..], &[]] {
+        let ended = run(place.command(&[]).args(foreground));
+        ended.assert_refused(&["in use", path.to_str().expect("ours")]);
+        assert_eq!(owner.accept().map(drop).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode);
+        place.assert_holds_only(&["socket"]);
+    }
+    let _client = UnixStream::connect(&path).expect("it is reachable still");
+    owner.accept().expect("that one it sees");
+}
+
+#[test]
+fn a_live_socket_that_does_not_listen_is_not_touched() {
+    for kind in [SockType::Stream, SockType::Datagram, SockType::SeqPacket] {
+        let place = Place::new();
+        let path = place.socket();
+        let owner = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(owner.as_raw_fd(), &UnixAddr::new(&path).unwrap()).expect("the place is new");
+        let inode = fs::metadata(&path).expect("it is there").ino();
+        run(&mut place.command(&["-F"])).assert_refused(&["in use", path.to_str().unwrap()]);
+        assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode, "{kind:?}");
+        place.assert_holds_only(&["socket"]);
+    }
+}
+
+#[test]
+fn a_socket_path_has_1_to_107_bytes() {
+    let place = Place::new();
+    let dir = place.dir().to_str().expect("ours");
+    let path = |length: usize| format!("{dir}/{}", "s".repeat(length - dir.len() - 1));
+
+    let longest = path(107);
+    let mut server = Process::spawn(&mut place.command(&["-F", "-S", &longest]));
+    server.wait_until_listening(Path::new(&longest));
+    drop(Peer::join(Path::new(&longest), 1));
+    server.stop();
+    place.assert_holds_only(&[]);
+
+    for foreground in [&["-F"][..], &[]] {
+        let too_long = path(108);
+        let ended = run(place.command(&["-S", &too_long]).args(foreground));
+        ended.assert_refused(&["108 bytes", "107", &too_long]);
+        run(place.command(&["-S", ""]).args(foreground)).assert_refused(&["--socket"]);
+        place.assert_holds_only(&[]);
+    }
+}
+
+/// The program as a user whom permissions hold for. The directory of the place becomes one that everybody may enter.
+fn as_nobody(place: &Place, args: &[&str]) -> Command {
+    fs::set_permissions(place.dir(), Permissions::from_mode(0o755)).expect("it is ours");
+    // The directory that the program was built in may be closed to others.
+    let copy = place.path("program");
+    if !copy.exists() {
+        fs::copy(program(), &copy).expect("it can be copied");
+        fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
+    command.args(place.args()).args(args);
+    command
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_refused_and_nothing_is_left() {
+    if !geteuid().is_root() {
+        return skip("only root can run the program as another user (setpriv)");
+    }
+    let place = Place::new();
+    let socket = place.socket();
+    let denied = "Permission denied";
+    let refused = |args: &[&str], named: &str| {
+        run(&mut as_nobody(&place, args)).assert_refused(&[named, denied]);
+        assert!(!place.shm().exists(), "memory was left behind");
+    };
+    refused(&["-F"], socket.to_str().unwrap());
+    // In the background the pid file is first.
+    refused(&[], place.pid_file().to_str().unwrap());
+    let dir = place.dir().to_str().unwrap();
+    refused(&["-F", "-m", dir], dir);
+    place.assert_holds_only(&["program"]);
+
+    // A dead socket that it may not remove.
+    drop(UnixListener::bind(&socket).expect("the place is new"));
+    refused(&["-F"], socket.to_str().unwrap());
+    place.assert_holds_only(&["program", "socket"]);
+    fs::remove_file(&socket).expect("it is ours");
+
+    // Memory of somebody else.
+    fs::write(place.shm(), "content").expect("/dev/shm can be written");
+    fs::set_permissions(place.shm(), Permissions::from_mode(0o600)).expect("it is ours");
+    run(&mut as_nobody(&place, &["-F"])).assert_refused(&[&place.name, denied]);
+    assert_eq!(fs::read(place.shm()).expect("it is there"), b"content");
+    assert_eq!(place.names(), ["program"]);
+}
+
+#[test]
+fn a_file_system_that_is_full_or_read_only_is_refused_and_nothing_is_left() {
+    let place = Place::new();
+    let dir = place.path("small");
+    fs::create_dir(&dir).expect("a directory");
+    let in_dir = |name: &str| dir.join(name).to_str().expect("ours").to_owned();
+    let (socket, pid_file, here) = (in_dir("socket"), in_dir("pid"), in_dir(""));
+    let no_room = "No space left on device";
+    let no_inodes = "mount -t tmpfs -o nr_inodes=1 none \"$1\"";
+    // There is room for names, but not for content.
+    let no_blocks = "mount -t tmpfs -o size=4K none \"$1\"; echo > \"$1/filler\"";
+    let read_only = "mount -t tmpfs -o ro none \"$1\"";
+    for (mount, args, parts) in [
+        (no_inodes, &["-F", "-S", &socket][..], [&*socket, no_room]),
+        (no_inodes, &["-p", &pid_file], [&pid_file, no_room]),
+        (no_inodes, &["-F", "-m", &here], [&here, no_room]),
+        (no_blocks, &["-p", &pid_file], [&pid_file, no_room]),
+        (no_blocks, &["-F", "-m", &here], [&here, "does not fit"]),
+        (read_only, &["-F", "-S", &socket], [&socket, "Read-only file system"]),
+        (read_only, &["-p", &pid_file], [&pid_file, "Read-only file system"]),
+        (read_only, &["-F", "-m", &here], [&here, "Read-only file system"]),
+    ] {
+        // What is left in the mount is seen from inside only.
+        let script = format!(
+            "{mount}; dir=$1; shift; ls \"$dir\" > {before}
+            code=0; \"$0\" \"$@\" || code=$?
+            ls \"$dir\" | cmp - {before} >&2; exit $code",
+            before = place.path("before").display(),
+        );
+        let mut all = vec![dir.to_str().expect("ours").to_owned()];
+        all.extend(place.args());
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let Some(mut command) = in_own_mounts(&script, &all) else {
+            return skip("mount namespaces are not to be had (unshare -rm)");
+        };
+        let ended = run(&mut command);
+        ended.assert_refused(&parts);
+        assert!(!ended.stderr.contains("differ"), "left behind: {ended:?}");
+        place.assert_holds_only(&["before", "small"]);
+    }
+}
+
+#[test]
+fn a_directory_that_has_vanished_is_refused_before_and_survived_after_the_start() {
+    let place = Place::new();
+    let dir = place.path("vanishes");
+    let socket = dir.join("socket");
+    let socket_arg = socket.to_str().expect("ours");
+    run(&mut place.command(&["-F", "-S", socket_arg]))
+        .assert_refused(&[socket_arg, "No such file or directory"]);
+    place.assert_holds_only(&[]);
+
+    // The current directory, which has no name any more.
+    fs::create_dir(&dir).expect("a directory");
+    let mut command = Command::new("sh");
+    command.current_dir(&dir).args(["-c", "rmdir \"$PWD\"; exec \"$0\" \"$@\""]).arg(program());
+    command.args(place.args()).args(["-F", "-S", "socket"]);
+    run(&mut command).assert_refused(&["socket", "No such file or directory"]);
+    place.assert_holds_only(&[]);
+
+    fs::create_dir(&dir).expect("a directory");
+    let mut server = Process::spawn(&mut place.command(&["-F", "-S", socket_arg]));
+    server.wait_until_listening(&socket);
+    let mut client = Connection::open(&socket);
+    fs::remove_dir_all(&dir).expect("it is ours");
+    assert_eq!(client.expect("the version").value, 0, "it serves who is there");
+    let ended = server.stop();
+    assert_eq!(ended.stderr, "", "nothing to complain about");
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn at_the_end_only_its_own_socket_memory_and_pid_file_are_removed() {
+    let place = Place::new();
+    let mut daemon = place.daemonize(&[]);
+    // Somebody has taken all three away, and put others in their place.
+    for path in [place.socket(), place.shm(), place.pid_file()] {
+        fs::remove_file(&path).expect("it is there");
+        fs::write(&path, "somebody else's").expect("it can be written");
+    }
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+    for path in [place.socket(), place.shm(), place.pid_file()] {
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(&b"somebody else's"[..]), "{path:?}");
+    }
+}
