@@ -200,6 +200,16 @@ fn a_second_daemon_with_the_same_pid_file_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+fn a_pid_file_of_a_daemon_that_is_still_starting_is_left_alone() {
+    let place = Place::new();
+    let starting = fs::File::create(place.pid_file()).expect("the place is new");
+    starting.try_lock().expect("nobody else has it");
+    let pid_file = place.pid_file();
+    run(&mut place.command(&[])).assert_refused(&[pid_file.to_str().unwrap(), "is starting"]);
+    place.assert_holds_only(&["pid"]);
+}
+
+#[test]
 fn a_pid_file_left_by_a_killed_daemon_is_taken_over() {
     let place = Place::new();
     let first = place.daemonize(&[]);

@@ -16,13 +16,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use common::daemon::program;
 use common::peer::Peer;
-use common::program::{Ended, Place, Process, memory_of, run, size_of};
-use common::{wait_for, wait_up_to};
+use common::program::{Background, Ended, Place, Process, adopt_orphans, memory_of, run, size_of};
+use common::{text_of, wait_for, wait_up_to};
 
 /// What is not to change in a server that others try to replace.
 fn state_of(place: &Place) -> [(u64, u64, u64); 2] {
@@ -82,7 +83,7 @@ fn start_at_once(place: &Place, args: impl Fn(usize) -> Vec<String>) -> Vec<Proc
         .map(|number| {
             let mut command = Command::new("sh");
             command.args(["-ec", script]).arg(program()).arg(&gate);
-            Process::spawn(command.args(place.args()).arg("-F").args(args(number)))
+            Process::spawn(command.args(place.args()).args(args(number)))
         })
         .collect();
     // Opening it without a reader would not fail, but whoever came later would start later.
@@ -129,7 +130,7 @@ fn exactly_one_wins(place: &Place, args: impl Fn(usize) -> Vec<String>, named: &
     let size = |number: usize| (64 << 10) << (number % 4);
     let starters = start_at_once(place, |number| {
         let mut all = args(number);
-        all.extend(["-l".to_owned(), size(number).to_string()]);
+        all.extend(["-F".to_owned(), "-l".to_owned(), size(number).to_string()]);
         all
     });
     let (mut winners, losers) = sort_out(starters, 1);
@@ -207,12 +208,33 @@ fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins() {
 }
 
 #[test]
+fn of_fifty_daemons_with_one_pid_file_exactly_one_wins() {
+    let place = Place::new();
+    adopt_orphans();
+    // Left by a killed one, whose process id must not be told as that of a running one.
+    fs::write(place.pid_file(), "1234567890\n").expect("the place is new");
+    let (_, ended) = sort_out(start_at_once(&place, |_| vec![]), 0);
+    let mut server = Background::adopted(&text_of(&place.pid_file()));
+    let (winners, losers): (Vec<_>, Vec<_>) =
+        ended.iter().partition(|ended| ended.status.success());
+    assert_eq!((winners.len(), losers.len()), (1, STARTERS - 1), "{ended:?}");
+    for loser in &losers {
+        loser.assert_refused(&["pid file", place.pid_file().to_str().expect("ours")]);
+        assert!(!loser.stderr.contains("1234567890"), "{loser:?}");
+    }
+    assert_eq!(Peer::join(&place.socket(), 1).id(), 0);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait(), 0);
+    place.assert_holds_only(&[]);
+}
+
+#[test]
 fn fifty_starters_on_a_socket_that_is_taken_leave_no_memory() {
     let place = Place::new();
     let owner = UnixListener::bind(place.socket()).expect("the place is new");
     owner.set_nonblocking(true).expect("it is a socket");
     // All on one memory: whoever made it may not be the one who has it in the end.
-    let (_, losers) = sort_out(start_at_once(&place, |_| vec![]), 0);
+    let (_, losers) = sort_out(start_at_once(&place, |_| vec!["-F".to_owned()]), 0);
     assert_eq!(losers.len(), STARTERS);
     for loser in &losers {
         loser.assert_refused(&["in use"]);

@@ -36,10 +36,13 @@ impl PidFile {
                 Err(TryLockError::WouldBlock) => {
                     let mut pid = String::new();
                     let _ = file.read_to_string(&mut pid);
+                    let who = match pid.trim() {
+                        "" => "that is starting".to_owned(),
+                        pid => format!("(pid {pid})"),
+                    };
                     return Err(format!(
-                        "pid file {path:?} belongs to a running process (pid {}); stop it, or \
-                         choose another file with -p",
-                        pid.trim()
+                        "pid file {path:?} belongs to a running process {who}; stop it, or \
+                         choose another file with -p"
                     )
                     .into());
                 }
@@ -49,6 +52,8 @@ impl PidFile {
             let claim = Self { path, file };
             // The one who had it may have removed it between our opening and our locking.
             if claim.is_still_there() {
+                // What a killed daemon left is not to be taken for ours.
+                claim.file.set_len(0).map_err(failed)?;
                 return Ok(claim);
             }
         }
