@@ -22,7 +22,7 @@ use nix::unistd::{geteuid, mkfifo};
 
 use common::daemon::program;
 use common::peer::{Connection, Peer};
-use common::program::{Place, Process, in_own_mounts, run};
+use common::program::{Ended, Place, Process, in_own_mounts, run};
 use common::skip::skip;
 
 #[test]
@@ -136,9 +136,13 @@ fn a_socket_path_has_1_to_107_bytes() {
     }
 }
 
-/// The program as a user whom permissions hold for. The directory of the place becomes one that everybody may enter.
-fn as_nobody(place: &Place, args: &[&str]) -> Command {
-    fs::set_permissions(place.dir(), Permissions::from_mode(0o755)).expect("it is ours");
+/// Runs the program as a user whom permissions hold for, where the directory of the place may be read by everybody
+/// and written by nobody.
+#[track_caller]
+fn run_where_nothing_may_be_written(place: &Place, args: &[&str]) -> Ended {
+    let permit = |mode| {
+        fs::set_permissions(place.dir(), Permissions::from_mode(mode)).expect("it is ours");
+    };
     // The directory that the program was built in may be closed to others.
     let copy = place.path("program");
     if !copy.exists() {
@@ -146,41 +150,41 @@ fn as_nobody(place: &Place, args: &[&str]) -> Command {
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
     }
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
-    command.args(place.args()).args(args);
-    command
+    if geteuid().is_root() {
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    }
+    command.arg(copy).args(place.args()).args(args);
+    permit(0o555);
+    let ended = run(&mut command);
+    permit(0o755);
+    ended
 }
 
 #[test]
 fn a_directory_that_may_not_be_written_is_refused_and_nothing_is_left() {
-    if !geteuid().is_root() {
-        return skip("only root can run the program as another user (setpriv)");
-    }
     let place = Place::new();
-    let socket = place.socket();
+    let (socket, pid_file) = (place.socket(), place.pid_file());
+    let (socket, pid_file) = (socket.to_str().expect("ours"), pid_file.to_str().expect("ours"));
+    let dir = place.dir().to_str().expect("ours");
     let denied = "Permission denied";
-    let refused = |args: &[&str], named: &str| {
-        run(&mut as_nobody(&place, args)).assert_refused(&[named, denied]);
-        assert!(!place.shm().exists(), "memory was left behind");
-    };
-    refused(&["-F"], socket.to_str().unwrap());
     // In the background the pid file is first.
-    refused(&[], place.pid_file().to_str().unwrap());
-    let dir = place.dir().to_str().unwrap();
-    refused(&["-F", "-m", dir], dir);
-    place.assert_holds_only(&["program"]);
+    for (args, named) in [(&["-F"][..], socket), (&[], pid_file), (&["-F", "-m", dir], dir)] {
+        run_where_nothing_may_be_written(&place, args).assert_refused(&[named, denied]);
+        place.assert_holds_only(&["program"]);
+    }
 
     // A dead socket that it may not remove.
-    drop(UnixListener::bind(&socket).expect("the place is new"));
-    refused(&["-F"], socket.to_str().unwrap());
+    drop(UnixListener::bind(socket).expect("the place is new"));
+    run_where_nothing_may_be_written(&place, &["-F"]).assert_refused(&[socket, denied]);
     place.assert_holds_only(&["program", "socket"]);
-    fs::remove_file(&socket).expect("it is ours");
+    fs::remove_file(socket).expect("it is ours");
 
-    // Memory of somebody else.
+    // Memory that it may not open.
     fs::write(place.shm(), "content").expect("/dev/shm can be written");
-    fs::set_permissions(place.shm(), Permissions::from_mode(0o600)).expect("it is ours");
-    run(&mut as_nobody(&place, &["-F"])).assert_refused(&[&place.name, denied]);
-    assert_eq!(fs::read(place.shm()).expect("it is there"), b"content");
+    fs::set_permissions(place.shm(), Permissions::from_mode(0)).expect("it is ours");
+    let ended = run_where_nothing_may_be_written(&place, &["-F"]);
+    ended.assert_refused(&[&place.name, denied]);
+    assert_eq!(fs::metadata(place.shm()).expect("it is there").len(), 7);
     assert_eq!(place.names(), ["program"]);
 }
 
