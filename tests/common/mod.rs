@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod daemon;
+pub(crate) mod member;
 pub(crate) mod peer;
 pub(crate) mod program;
 pub(crate) mod qtest;
