@@ -16,6 +16,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ivshmem_server::{Event, MemorySource, Refusal, Server};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -55,6 +56,8 @@ struct World {
     refused: usize,
     /// Sockets of the server get the smallest buffer there is.
     small_buffers: bool,
+    /// Descriptors were scarce, so the server may wait for its retry timer.
+    squeezed: bool,
 }
 
 /// What a run saw, for whoever wants to know that it saw something.
@@ -112,6 +115,7 @@ impl World {
             here: BTreeSet::new(),
             refused: 0,
             small_buffers,
+            squeezed: false,
         }
     }
 
@@ -220,6 +224,7 @@ impl World {
 
     /// One dispatch with only `left` descriptors to be had.
     fn squeeze(&mut self, left: usize, seen: &mut Seen) {
+        self.squeezed = true;
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         let next = File::open("/dev/null").expect("a descriptor").as_raw_fd();
         let limit = (next as u64 + left as u64).min(soft);
@@ -238,8 +243,8 @@ impl World {
                 self.hear(who, |member| member.drain().map(drop));
                 heard |= self.clients[who].member.view().told() != before;
             }
-            let due = is_readable(&self.server, 0);
-            if !due && !heard && !is_readable(&self.server, QUIET_MILLIS) {
+            let quiet = !is_readable(&self.server, 0) && !heard;
+            if quiet && !(self.squeezed && is_readable(&self.server, QUIET_MILLIS)) {
                 return;
             }
             self.dispatch(seen);
@@ -299,7 +304,13 @@ impl World {
 
 fn is_readable(server: &Server, millis: u16) -> bool {
     let mut fds = [PollFd::new(server.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::from(millis)).expect("poll works") > 0
+    loop {
+        match poll(&mut fds, PollTimeout::from(millis)) {
+            // libFuzzer has a timer of its own.
+            Err(Errno::EINTR) => {}
+            ready => return ready.expect("poll works") > 0,
+        }
+    }
 }
 
 fn open_descriptors() -> usize {
