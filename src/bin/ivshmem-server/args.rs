@@ -124,7 +124,10 @@ fn size(text: &str) -> Result<u64, String> {
         None => (number, "0"),
     };
     let whole = digits(whole, 10).ok_or_else(wrong)?.ok_or_else(large)?;
-    // Digits beyond the 18th are worth less than a byte.
+    if !fraction.chars().all(|c| c.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    // Digits beyond the 18th are worth less than two bytes.
     let fraction = &fraction[..fraction.len().min(18)];
     let parts = digits(fraction, 10).ok_or_else(wrong)?.ok_or_else(large)?;
     let fraction = (u128::from(parts) << shift) / 10u128.pow(fraction.len() as u32);
@@ -232,6 +235,8 @@ mod tests {
             "0x10000000000000000",
             "1,5G",
             "1.5.5G",
+            "0.10600000000000000001x1t",
+            "0.00000000000000000é0G",
             "é",
         ] {
             assert!(size(text).is_err(), "{text:?} gave {:?}", size(text));
