@@ -380,16 +380,19 @@ fn new_timer() -> nix::Result<TimerFd> {
 }
 
 impl Server {
-    /// Wakes us once, a little later.
-    fn arm(&mut self) {
+    /// Has the timer wake us once, a little later; whether it will.
+    fn arm(&mut self) -> bool {
         const RETRY: Duration = Duration::from_millis(10);
         if !self.armed {
             let once = Expiration::OneShot(TimeSpec::from_duration(RETRY));
             match self.timer.set(once, TimerSetTimeFlags::empty()) {
                 Ok(()) => self.armed = true,
-                Err(errno) => log::error!("cannot set the retry timer: {errno}"),
+                Err(errno) => {
+                    self.refusals.warn(format_args!("cannot set the retry timer: {errno}"));
+                }
             }
         }
+        self.armed
     }
 
     fn member(&self, key: Key) -> Option<usize> {

@@ -89,11 +89,13 @@ impl Server {
                     Some(libc::ECONNABORTED | libc::EPROTO) => continue,
                     Some(libc::EMFILE | libc::ENFILE) => match self.turn_away() {
                         true => Err(Refusal::NoDescriptors(error)),
-                        false => break,
+                        false => {
+                            self.wait_to_accept(&error);
+                            break;
+                        }
                     },
                     _ => {
-                        self.refusals.warn(format_args!("cannot accept a client now: {error}"));
-                        self.pause();
+                        self.wait_to_accept(&error);
                         break;
                     }
                 },
@@ -130,6 +132,9 @@ impl Server {
     }
 
     /// With no descriptor left, takes one client from the door and closes it; whether it could.
+    ///
+    /// It cannot where somebody else has used up what is free: this process with another
+    /// thread, or the whole system.
     fn turn_away(&mut self) -> bool {
         let turned = self.spare.take().is_some() && {
             let accepted = self.listener.accept();
@@ -137,23 +142,31 @@ impl Server {
         };
         self.spare = new_vector().ok();
         if self.spare.is_none() {
-            // Somebody else in this process took it; nothing to do but wait.
             self.pause();
         }
         turned
     }
 
+    fn wait_to_accept(&mut self, error: &std::io::Error) {
+        self.refusals.warn(format_args!("cannot accept a client now: {error}"));
+        self.pause();
+    }
+
     /// Leaves the door alone until the timer comes, as nothing else tells when to try again.
+    /// Without a timer it stays as it is: better to be woken too often than never.
     fn pause(&mut self) {
-        self.watch_door(false);
-        self.arm();
+        if self.arm() {
+            self.watch_door(false);
+        }
     }
 
     fn watch_door(&mut self, listening: bool) {
         let flags = if listening { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
         match self.epoll.modify(&self.listener, &mut EpollEvent::new(flags, LISTENER)) {
             Ok(()) => self.listening = listening,
-            Err(errno) => log::error!("cannot change the watch on the listener: {errno}"),
+            Err(errno) => {
+                self.refusals.warn(format_args!("cannot change the watch on the listener: {errno}"))
+            }
         }
     }
 
@@ -166,6 +179,9 @@ impl Server {
                 self.spare = new_vector().ok();
             }
             self.watch_door(true);
+            if !self.listening {
+                self.arm();
+            }
         }
         for index in 0..self.roster.len() {
             if self.roster.payload(index).wait == Wait::Timer {
@@ -209,8 +225,8 @@ impl Server {
                 Ok(count) => self.roster.told(index, count),
                 Err(Stop::Full) => break Wait::Room,
                 Err(Stop::Later) => {
-                    self.arm();
-                    break Wait::Timer;
+                    // Without a timer epoll has to wake us, as it does at once.
+                    break if self.arm() { Wait::Timer } else { Wait::Room };
                 }
                 Err(Stop::Broken(error)) => {
                     log::debug!("cannot send to a peer, which ends it: {error}");
