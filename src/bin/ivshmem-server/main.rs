@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     };
     let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
     outcome.unwrap_or_else(|error| {
-        eprintln!("ivshmem-server: {error}");
+        // stderr may be full, or closed: that changes nothing about the exit code.
+        let _ = writeln!(io::stderr(), "ivshmem-server: {error}");
         ExitCode::FAILURE
     })
 }
@@ -121,6 +122,11 @@ fn poll_events(server: &mut Server, signals: &SignalFd, verbose: bool) -> Result
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
+            // The kernel has no memory for a moment; that is no reason to end.
+            Err(Errno::ENOMEM) => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                continue;
+            }
             result => result
                 .map_err(|errno| format!("cannot wait for events: {}", io::Error::from(errno)))?,
         };
