@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What a message costs the server, beside what it costs the kernel and another server.
+//!
+//! The number of messages is fixed by the protocol, so the server's CPU time for each message
+//! is the figure that tells; and since no server can send for less than the kernel takes for
+//! the sends alone, the ratio to that is what there is to win. Servers and floor take turns,
+//! round by round, and ratios are taken within a round: whatever else the machine does, it
+//! does to all of them.
+//!
+//! See docs/benchmarks.md.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+mod crowd;
+mod floor;
+mod measure;
+mod process;
+mod report;
+mod sys;
+
+use floor::How;
+use measure::{Case, Pattern, Subject, measure};
+use process::Failure;
+use report::Outcome;
+
+/// Measures the server's CPU time for each message beside the kernel's floor.
+#[derive(Debug, Parser)]
+#[command(name = "scale", bin_name = "cargo bench --bench scale --")]
+struct Args {
+    /// Another ivshmem-server program to measure beside ours
+    #[arg(long, value_name = "PROGRAM", env = "OTHER")]
+    other: Option<PathBuf>,
+    /// Measure only this number of clients
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    clients: Option<u32>,
+    /// Vectors, with --clients
+    #[arg(long, short = 'n', value_name = "V", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=2048))]
+    vectors: u32,
+    /// With --clients: only all at once, not one after another
+    #[arg(long, conflicts_with = "one_by_one")]
+    at_once: bool,
+    /// With --clients: only one after another, not all at once
+    #[arg(long)]
+    one_by_one: bool,
+    /// Times that each case is measured
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Small sizes, done in seconds
+    #[arg(long)]
+    quick: bool,
+    /// The largest sizes too; takes a quarter of an hour
+    #[arg(long)]
+    large: bool,
+    /// Leave it to the scheduler which CPU a process runs on
+    #[arg(long)]
+    no_pin: bool,
+    /// Where the figures go
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/../bench/scale.json"))]
+    json: PathBuf,
+    /// What cargo bench says
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// What cargo test says
+    #[arg(long, hide = true)]
+    test: bool,
+    /// Be one of the processes of a measurement
+    #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
+    part: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = if args.part.is_empty() { bench(&args) } else { part(&args.part) };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("scale: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn part(part: &[String]) -> Result<(), Failure> {
+    let words: Vec<&str> = part.iter().map(String::as_str).collect();
+    let pin = |cpu: &str| match cpu.parse() {
+        Ok(cpu) => sys::pin(cpu),
+        Err(_) => Ok(()),
+    };
+    match *words {
+        ["crowd", path, vectors, cpu] => {
+            pin(cpu)?;
+            crowd::run(path.as_ref(), vectors.parse()?)
+        }
+        ["floor", path, vectors, how, cpu] => {
+            pin(cpu)?;
+            let how = How::from_name(how).ok_or("the floor is sendmsg or sendmmsg")?;
+            floor::run(path.as_ref(), vectors.parse()?, how)
+        }
+        ["exec", cpu, program, ref arguments @ ..] => {
+            pin(cpu)?;
+            Err(Command::new(program).args(arguments).exec().into())
+        }
+        _ => Err("there is no such part".into()),
+    }
+}
+
+/// The cases, in the order in which they are measured.
+fn cases(args: &Args) -> Vec<Case> {
+    use Pattern::{AtOnce, OneByOne};
+    let case = |clients, vectors, pattern, rounds| Case {
+        clients,
+        vectors,
+        pattern,
+        rounds: args.rounds.unwrap_or(rounds),
+    };
+    if let Some(clients) = args.clients {
+        let mut cases = Vec::new();
+        if !args.at_once {
+            cases.push(case(clients, args.vectors, OneByOne, 5));
+        }
+        if !args.one_by_one {
+            cases.push(case(clients, args.vectors, AtOnce, 5));
+        }
+        return cases;
+    }
+    // Without `--bench` it is cargo test that runs us.
+    if args.quick || args.test || !args.bench {
+        return vec![case(20, 1, OneByOne, 2), case(20, 4, AtOnce, 2)];
+    }
+    let mut cases = vec![
+        case(200, 1, OneByOne, 21),
+        case(30, 8, OneByOne, 21),
+        case(256, 1, OneByOne, 11),
+        case(256, 1, AtOnce, 11),
+        case(100, 1, OneByOne, 21),
+        case(1000, 1, OneByOne, 3),
+        case(1000, 1, AtOnce, 3),
+        case(100, 64, OneByOne, 3),
+    ];
+    if args.large {
+        cases.extend([
+            case(1000, 64, OneByOne, 1),
+            case(100, 2048, OneByOne, 1),
+            case(10_000, 1, AtOnce, 1),
+        ]);
+    }
+    cases
+}
+
+fn bench(args: &Args) -> Result<(), Failure> {
+    let mut subjects = vec![
+        Subject::Server { name: "ours", program: env!("CARGO_BIN_EXE_ivshmem-server").into() },
+        Subject::Floor(How::Sendmsg),
+        Subject::Floor(How::Sendmmsg),
+    ];
+    if let Some(other) = &args.other {
+        let program = std::path::absolute(other)?;
+        if !program.is_file() {
+            return Err(format!("--other: there is no program {}", other.display()).into());
+        }
+        subjects.insert(1, Subject::Server { name: "other", program });
+    }
+    let pinned = !args.no_pin && std::thread::available_parallelism()?.get() > 1;
+    let cases = cases(args);
+    raise_limit(cases.iter().map(|case| case.descriptors()).max().unwrap_or(0));
+    let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE)?;
+
+    let mut outcomes = Vec::new();
+    for case in cases {
+        if case.descriptors() > limit {
+            println!(
+                "\n{case}: left out: it takes {} descriptors, and the limit is {limit}; run as \
+                 root, or raise it (ulimit -Hn)",
+                case.descriptors()
+            );
+            continue;
+        }
+        let mut rounds = Vec::new();
+        for turn in 0..case.rounds as usize {
+            let mut samples = vec![None; subjects.len()];
+            for n in 0..subjects.len() {
+                // Each round begins with another one.
+                let n = (n + turn) % subjects.len();
+                let sample = measure(&subjects[n], case, pinned)
+                    .map_err(|error| format!("{case}: {}: {error}", subjects[n].name()))?;
+                samples[n] = Some(sample);
+            }
+            rounds.push(samples.into_iter().flatten().collect());
+        }
+        let outcome = Outcome { case, rounds };
+        outcome.print(&subjects);
+        outcomes.push(outcome);
+    }
+    report::print_bursts(&outcomes, &subjects);
+    report::write(&args.json, &outcomes, &subjects)
+}
+
+/// Takes what the largest case needs, if that is allowed.
+fn raise_limit(wanted: u64) {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let limit = wanted.max(hard);
+        if setrlimit(Resource::RLIMIT_NOFILE, limit, limit).is_err() {
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! One measurement: a fresh server, a fresh crowd, one pattern of joining.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::floor::How;
+use crate::process::{Failure, Process};
+
+/// How the clients come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pattern {
+    /// Each when the one before it is complete.
+    OneByOne,
+    /// All connect before any reads.
+    AtOnce,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) clients: u32,
+    pub(crate) vectors: u32,
+    pub(crate) pattern: Pattern,
+    pub(crate) rounds: u32,
+}
+
+impl Case {
+    /// Descriptors that a server needs for it.
+    pub(crate) fn descriptors(self) -> u64 {
+        u64::from(self.clients) * u64::from(self.vectors + 1) + 64
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let pattern = match self.pattern {
+            Pattern::OneByOne => "one after another",
+            Pattern::AtOnce => "all at once",
+        };
+        write!(f, "{} clients × {} vectors, {pattern}", self.clients, self.vectors)
+    }
+}
+
+/// Who is measured.
+#[derive(Clone, Debug)]
+pub(crate) enum Subject {
+    /// An ivshmem-server program.
+    Server { name: &'static str, program: PathBuf },
+    /// The sends alone.
+    Floor(How),
+}
+
+impl Subject {
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Server { name, .. } => (*name).into(),
+            Self::Floor(how) => format!("floor, {}", how.name()),
+        }
+    }
+
+    pub(crate) fn is_floor(&self) -> bool {
+        matches!(self, Self::Floor(_))
+    }
+}
+
+/// What came out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// CPU of the server, in nanoseconds a message.
+    pub(crate) cpu: f64,
+    pub(crate) messages: f64,
+    /// Messages that did not come.
+    pub(crate) lost: f64,
+    /// Seconds from connect to the last of the own vectors: the median, and the 99th of 100.
+    pub(crate) median: f64,
+    pub(crate) p99: f64,
+    /// Bytes of memory of its own that the server took for each client.
+    pub(crate) memory: f64,
+}
+
+/// Measures `subject` once.
+pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sample, Failure> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("socket");
+    let path = socket.to_str().ok_or("the temporary directory's name is not UTF-8")?;
+    let vectors = case.vectors.to_string();
+    let order = match case.pattern {
+        Pattern::OneByOne => format!("one {}", case.clients),
+        Pattern::AtOnce => format!("all {}", case.clients),
+    };
+    let mut server = match subject {
+        Subject::Floor(how) => {
+            Process::part(&["floor", path, &vectors, how.name(), if pinned { "0" } else { "-" }])?
+        }
+        Subject::Server { program, .. } => {
+            let mut command = if pinned {
+                // Pins itself, and then becomes the program.
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args(["--part", "exec", "0"]).arg(program);
+                command
+            } else {
+                Command::new(program)
+            };
+            command.args(["-F", "-S", path, "-l", "1M", "-n", &vectors, "-m"]);
+            command.arg(directory.path());
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            Process::start(command)?
+        }
+    };
+    server.listens_at(&socket)?;
+    let mut crowd =
+        Process::part(&["crowd", path, &vectors, if pinned { "1" } else { "-" }])?;
+    let cpu = server.cpu()?;
+    let memory = server.memory()?;
+    if subject.is_floor() {
+        server.say(&order)?;
+    }
+    crowd.say(&order)?;
+    let figures = crowd.hear()?;
+    let messages = figures.get("messages")?;
+    let cpu = if subject.is_floor() {
+        server.hear()?.get("cpu")?
+    } else {
+        (server.cpu()? - cpu) as f64
+    };
+    let memory = (server.memory()? as f64 - memory as f64) / f64::from(case.clients);
+    // The clients end after the server, to whom each end would be work.
+    drop(server);
+    Ok(Sample {
+        cpu: cpu / messages,
+        messages,
+        lost: figures.get("lost")?,
+        median: figures.get("median")?,
+        p99: figures.get("p99")?,
+        memory,
+    })
+}
