@@ -80,7 +80,10 @@ impl Server {
     /// Lets those in who wait at the door; whether there was one.
     fn let_in(&mut self, events: &mut Vec<Event>) -> bool {
         let before = self.roster.len();
-        for _ in 0..DOOR {
+        for n in 0..DOOR {
+            if n > 0 && !self.listener.has_waiting() {
+                break;
+            }
             let outcome = match self.listener.accept() {
                 Ok(socket) => self.admit(socket),
                 Err(error) => match error.raw_os_error() {
