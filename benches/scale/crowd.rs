@@ -43,8 +43,7 @@ struct Crowd<'a> {
 /// one before it is complete; `all N` joins N at once. Answers with a line of figures each.
 pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let mut crowd =
-        Crowd { path, vectors: u64::from(vectors), epoll, clients: Vec::new(), got: 0 };
+    let mut crowd = Crowd { path, vectors: u64::from(vectors), epoll, clients: Vec::new(), got: 0 };
     for line in io::stdin().lock().lines() {
         let line = line?;
         let (how, count) = line.split_once(' ').ok_or("a line is `one N` or `all N`")?;

@@ -62,7 +62,14 @@ pub(crate) fn run(path: &Path, vectors: u32, how: How) -> Result<(), Failure> {
     let fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     let run = Run::new(RUN, OwnedFd::from(fd));
     let vectors = vectors as usize;
-    let mut floor = Floor { how, vectors, run, clients: Vec::new(), cpu: Duration::ZERO, waited: Duration::ZERO };
+    let mut floor = Floor {
+        how,
+        vectors,
+        run,
+        clients: Vec::new(),
+        cpu: Duration::ZERO,
+        waited: Duration::ZERO,
+    };
     for line in io::stdin().lock().lines() {
         let line = line?;
         let (how, count) = line.split_once(' ').ok_or("a line is `one N` or `all N`")?;

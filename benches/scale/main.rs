@@ -10,7 +10,7 @@
 //! See docs/benchmarks.md.
 
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
@@ -32,6 +32,10 @@ use report::Outcome;
 #[derive(Debug, Parser)]
 #[command(name = "scale", bin_name = "cargo bench --bench scale --")]
 struct Args {
+    /// The ivshmem-server program to measure, in place of the one that was just built
+    #[arg(long, value_name = "PROGRAM", env = "IVSHMEM_SERVER_BIN")]
+    #[arg(default_value = env!("CARGO_BIN_EXE_ivshmem-server"), hide_default_value = true)]
+    server: PathBuf,
     /// Another ivshmem-server program to measure beside ours
     #[arg(long, value_name = "PROGRAM", env = "OTHER")]
     other: Option<PathBuf>,
@@ -154,17 +158,21 @@ fn cases(args: &Args) -> Vec<Case> {
 }
 
 fn bench(args: &Args) -> Result<(), Failure> {
+    let server = |option: &str, name, path: &Path| {
+        let program = std::path::absolute(path)?;
+        if program.is_file() {
+            Ok(Subject::Server { name, program })
+        } else {
+            Err(Failure::from(format!("{option}: there is no program {}", path.display())))
+        }
+    };
     let mut subjects = vec![
-        Subject::Server { name: "ours", program: env!("CARGO_BIN_EXE_ivshmem-server").into() },
+        server("--server", "ours", &args.server)?,
         Subject::Floor(How::Sendmsg),
         Subject::Floor(How::Sendmmsg),
     ];
     if let Some(other) = &args.other {
-        let program = std::path::absolute(other)?;
-        if !program.is_file() {
-            return Err(format!("--other: there is no program {}", other.display()).into());
-        }
-        subjects.insert(1, Subject::Server { name: "other", program });
+        subjects.insert(1, server("--other", "other", other)?);
     }
     let pinned = !args.no_pin && std::thread::available_parallelism()?.get() > 1;
     let cases = cases(args);

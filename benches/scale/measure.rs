@@ -111,8 +111,7 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
         }
     };
     server.listens_at(&socket)?;
-    let mut crowd =
-        Process::part(&["crowd", path, &vectors, if pinned { "1" } else { "-" }])?;
+    let mut crowd = Process::part(&["crowd", path, &vectors, if pinned { "1" } else { "-" }])?;
     let cpu = server.cpu()?;
     let memory = server.memory()?;
     if subject.is_floor() {
@@ -121,11 +120,8 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
     crowd.say(&order)?;
     let figures = crowd.hear()?;
     let messages = figures.get("messages")?;
-    let cpu = if subject.is_floor() {
-        server.hear()?.get("cpu")?
-    } else {
-        (server.cpu()? - cpu) as f64
-    };
+    let cpu =
+        if subject.is_floor() { server.hear()?.get("cpu")? } else { (server.cpu()? - cpu) as f64 };
     let memory = (server.memory()? as f64 - memory as f64) / f64::from(case.clients);
     // The clients end after the server, to whom each end would be work.
     drop(server);

@@ -74,15 +74,7 @@ impl Outcome {
         println!("\n{}: {messages} messages, {} rounds", self.case, self.rounds.len());
         println!(
             "  {:16} {:>9} {:>9} {:>7} {:>9} {:>10} {:>10} {:>9} {:>7}",
-            "",
-            "ns/msg",
-            "least",
-            "ratio",
-            "of least",
-            "complete",
-            "99th",
-            "B/client",
-            "lost"
+            "", "ns/msg", "least", "ratio", "of least", "complete", "99th", "B/client", "lost"
         );
         for row in self.rows(subjects) {
             println!(
