@@ -146,6 +146,8 @@ pub struct Server {
     /// Reused by every `dispatch`.
     ready: Vec<EpollEvent>,
     stop: Option<Arc<EventFd>>,
+    /// Something that is not our business ended the last waiting.
+    woken: bool,
     refusals: LogLimit,
 }
 
@@ -303,7 +305,26 @@ impl Server {
         Ok(Stopper(Arc::clone(stop)))
     }
 
-    /// Serves until a [`Stopper`] says otherwise.
+    /// Has `fd`, when it is readable, end [`wait`](Self::wait) and [`run`](Self::run) too: for
+    /// a program whose loop is one of these, and that has one more thing to wait for.
+    ///
+    /// It stays so for as long as `fd` and its copies are open.
+    ///
+    /// # Errors
+    /// [`Error::System`] when `fd` cannot be waited for, as a regular file.
+    pub fn wake_on(&mut self, fd: impl AsFd) -> Result<(), Error> {
+        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, STOP)).map_err(|errno| {
+            Error::System { action: "wait for a descriptor too", source: errno.into() }
+        })
+    }
+
+    /// Whether a [`Stopper`], or what [`wake_on`](Self::wake_on) names, was among the reasons
+    /// why the last [`wait`](Self::wait) or [`dispatch`](Self::dispatch) returned.
+    pub fn woken(&self) -> bool {
+        self.woken
+    }
+
+    /// Serves until a [`Stopper`], or what [`wake_on`](Self::wake_on) names, says otherwise.
     ///
     /// # Errors
     /// [`Error::System`] when the system no longer lets the server wait for events. What a
@@ -311,7 +332,10 @@ impl Server {
     pub fn run(&mut self) -> Result<(), Error> {
         loop {
             self.wait(None)?;
-            if self.stop.as_ref().is_some_and(|stop| stop.read().is_ok()) {
+            if self.woken {
+                if let Some(stop) = &self.stop {
+                    let _ = stop.read();
+                }
                 return Ok(());
             }
         }
@@ -338,6 +362,7 @@ impl Server {
                 .unwrap_or(EpollTimeout::MAX),
         };
         let mut ready = std::mem::take(&mut self.ready);
+        self.woken = false;
         let count = match self.epoll.wait(&mut ready, timeout) {
             Err(Errno::EINTR) => Ok(0),
             result => result

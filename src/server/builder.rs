@@ -177,6 +177,7 @@ impl Builder {
             sender: Sender::new(),
             ready: vec![EpollEvent::empty(); READY],
             stop: None,
+            woken: false,
             refusals: LogLimit::default(),
         })
     }

@@ -33,7 +33,7 @@ impl Server {
             match event.data() {
                 LISTENER => door = true,
                 TIMER => retry = true,
-                STOP => {}
+                STOP => self.woken = true,
                 key if event.events() == EpollFlags::EPOLLOUT => roomy.push(Key::from_u64(key)),
                 key => ended.push(Key::from_u64(key)),
             }

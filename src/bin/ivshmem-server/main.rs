@@ -8,12 +8,9 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use ivshmem_server::{Event, MemorySource, Server};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -115,25 +112,9 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
 
 /// Serves until a signal comes.
 fn poll_events(server: &mut Server, signals: &SignalFd, verbose: bool) -> Result<(), Failure> {
+    server.wake_on(signals)?;
     loop {
-        let mut fds = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(server.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            // The kernel has no memory for a moment; that is no reason to end.
-            Err(Errno::ENOMEM) => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-                continue;
-            }
-            result => result
-                .map_err(|errno| format!("cannot wait for events: {}", io::Error::from(errno)))?,
-        };
-        if fds[0].any().unwrap_or(true) {
-            return Ok(());
-        }
-        for event in server.dispatch()? {
+        for event in server.wait(None)? {
             match event {
                 Event::Joined { id, socket } => {
                     say(verbose, format_args!("accept()={socket}"));
@@ -143,6 +124,9 @@ fn poll_events(server: &mut Server, signals: &SignalFd, verbose: bool) -> Result
                 Event::Refused(refusal) => say(verbose, format_args!("client refused: {refusal}")),
                 _ => {}
             }
+        }
+        if server.woken() {
+            return Ok(());
         }
     }
 }
