@@ -3,7 +3,19 @@
 
 CARGO ?= cargo
 
-.PHONY: help run check
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+PROGRAMS = ivshmem-server
+TARGET = $(or $(CARGO_TARGET_DIR),target)/release
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+
+.PHONY: all help run check install uninstall header clean
+
+all: ## Build the programs and both libraries
+	$(CARGO) build --release
+	ln -sf libivshmem_server.so $(TARGET)/libivshmem_server.so.1
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -15,3 +27,26 @@ run: ## Start a server in the foreground and say how to attach a QEMU
 
 check: ## Install what the tests need, and run them all
 	@scripts/check
+
+# `make` first, as whoever is allowed to install need not be able to build.
+install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -m 755 $(addprefix $(TARGET)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)
+	install -m 644 $(TARGET)/libivshmem_server.a $(DESTDIR)$(LIBDIR)
+	install -m 755 $(TARGET)/libivshmem_server.so $(DESTDIR)$(LIBDIR)/libivshmem_server.so.1
+	ln -sf libivshmem_server.so.1 $(DESTDIR)$(LIBDIR)/libivshmem_server.so
+	install -m 644 include/ivshmem-server.h $(DESTDIR)$(INCLUDEDIR)
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+		-e 's|@VERSION@|$(VERSION)|' ivshmem-server.pc.in \
+		> $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc
+
+uninstall: ## Remove what `make install` put there
+	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(PROGRAMS))
+	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/libivshmem_server,.a .so .so.1)
+	rm -f $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc $(DESTDIR)$(INCLUDEDIR)/ivshmem-server.h
+
+header: ## Make include/ivshmem-server.h anew from src/capi
+	IVSHMEM_WRITE_HEADER=1 $(CARGO) test --quiet --test header committed
+
+clean: ## Remove what was built
+	$(CARGO) clean

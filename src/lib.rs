@@ -5,6 +5,7 @@
 //! connects to the server's UNIX socket and gets the shared memory and everybody's eventfds;
 //! from then on the guests ring each other without the server.
 
+pub mod capi;
 mod error;
 mod listener;
 mod memory;

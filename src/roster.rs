@@ -150,7 +150,7 @@ impl<T> Roster<T> {
     }
 
     /// The members in join order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u16, &T)> {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (u16, &T)> + ExactSizeIterator {
         self.members.iter().map(|member| (member.id, &member.payload))
     }
 

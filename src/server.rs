@@ -230,7 +230,7 @@ impl Server {
     }
 
     /// The clients, in join order.
-    pub fn peers(&self) -> impl Iterator<Item = Peer<'_>> {
+    pub fn peers(&self) -> impl DoubleEndedIterator<Item = Peer<'_>> + ExactSizeIterator {
         self.roster.iter().enumerate().map(|(index, (id, client))| Peer {
             id,
             client,
@@ -279,6 +279,12 @@ impl Server {
     /// The listening socket.
     pub fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
+    }
+
+    /// Whether connections are looked for at all. Not for a moment when no descriptor is left,
+    /// while the listening socket stays readable.
+    pub(crate) fn is_listening(&self) -> bool {
+        self.listening
     }
 
     /// The path of the socket; none where the caller gave a socket.

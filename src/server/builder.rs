@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -38,6 +38,7 @@ pub struct Builder {
     backlog: u32,
     first_id: u16,
     id_space: u32,
+    selectable: bool,
 }
 
 impl Default for Builder {
@@ -51,6 +52,7 @@ impl Default for Builder {
             backlog: 4096,
             first_id: 0,
             id_space: crate::roster::ID_SPACE,
+            selectable: false,
         }
     }
 }
@@ -117,6 +119,12 @@ impl Builder {
         self
     }
 
+    /// The server's own descriptor is to be one that `select(2)` can watch.
+    pub(crate) fn selectable(mut self) -> Self {
+        self.selectable = true;
+        self
+    }
+
     /// Starts the server. On an error nothing is left behind.
     ///
     /// # Errors
@@ -140,6 +148,9 @@ impl Builder {
         let failed = |action| move |errno: Errno| Error::System { action, source: errno.into() };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(failed("make an epoll instance"))?;
+        if self.selectable && epoll.0.as_raw_fd() >= libc::FD_SETSIZE as i32 {
+            return Err(failed("get a descriptor that fits in an fd_set")(Errno::EMFILE));
+        }
         let timer = new_timer().map_err(failed("make a timer"))?;
         let spare: OwnedFd = new_vector().map_err(failed("make a spare descriptor"))?;
         let mut memory = Memory::open(source)?;
