@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Building C programs against the header and the libraries that `cargo test` has just built,
+//! and running them.
+
+#![forbid(unsafe_code)]
+// Each test program compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
+use std::ffi::OsStr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// What a static library of this crate needs besides; `tests/install.rs` asks rustc whether so.
+pub(crate) const PRIVATE_LIBRARIES: [&str; 7] =
+    ["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"];
+
+/// A C program may take long under valgrind on a busy machine; `alarm` ends it before.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A file of this project.
+pub(crate) fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Where cargo puts what it builds for a test: next to the test itself.
+fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own file");
+    let library = test.parent().expect("it lies in a directory").join(name);
+    assert!(library.is_file(), "cargo did not build {}", library.display());
+    library
+}
+
+/// The static library.
+pub(crate) fn static_library() -> PathBuf {
+    built("libivshmem_server.a")
+}
+
+/// The shared library, as cargo names it.
+pub(crate) fn shared_library() -> PathBuf {
+    built("libivshmem_server.so")
+}
+
+/// A directory in which the linker and the loader find the shared library.
+pub(crate) fn shared_directory() -> &'static Path {
+    static DIRECTORY: LazyLock<TempDir> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for name in ["libivshmem_server.so", "libivshmem_server.so.1"] {
+            symlink(shared_library(), dir.path().join(name)).expect("symlink works");
+        }
+        dir
+    });
+    DIRECTORY.path()
+}
+
+/// A compiler.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Compiler {
+    /// What the cc crate takes for C: `CC`, or cc.
+    Default,
+    /// A command, and the Debian package that it is in.
+    Named(&'static str, &'static str),
+}
+
+impl Compiler {
+    /// The compiler with every warning an error.
+    pub(crate) fn strict(self) -> Command {
+        let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        let mut build = cc::Build::new();
+        build.target(&target).host(&target).opt_level(1).debug(true).cargo_metadata(false);
+        build.cargo_warnings(false);
+        if let Self::Named(command, package) = self {
+            need(command, package);
+            build.compiler(command);
+        }
+        let mut command = build.get_compiler().to_command();
+        command.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
+        command.arg("-I").arg(project("include"));
+        command
+    }
+}
+
+/// Fails where a command is missing, and says where it is to be had.
+#[track_caller]
+pub(crate) fn need(command: &str, package: &str) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(command).is_file());
+    assert!(found, "{command} is not installed; on Debian: apt-get install {package}");
+}
+
+/// How a C test is linked and run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Static,
+    Shared,
+    Sanitized,
+    Valgrind,
+}
+
+/// Builds a C program of the project.
+#[track_caller]
+pub(crate) fn build(source: &str, mode: Mode, directory: &Path) -> PathBuf {
+    let program = directory.join("program");
+    let mut command = Compiler::Default.strict();
+    command.args(["-std=c11", "-D_GNU_SOURCE"]).arg(project(source)).arg("-o").arg(&program);
+    if mode == Mode::Sanitized {
+        command.args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+    }
+    if mode == Mode::Shared {
+        command.arg("-L").arg(shared_directory()).arg("-livshmem_server").arg("-pthread");
+    } else {
+        command.arg(static_library()).args(PRIVATE_LIBRARIES);
+    }
+    expect_success(&mut command);
+    program
+}
+
+/// Runs a C program that was built in this mode.
+#[track_caller]
+pub(crate) fn run(program: &Path, mode: Mode) -> Output {
+    let mut command = match mode {
+        Mode::Valgrind => {
+            need("valgrind", "valgrind");
+            let mut command = Command::new("valgrind");
+            command.args(["--quiet", "--error-exitcode=99", "--leak-check=full"]);
+            command.args(["--show-leak-kinds=all", "--errors-for-leak-kinds=all"]);
+            command.args(["--track-fds=yes", "--child-silent-after-fork=yes"]);
+            command.arg(program).env("C_TESTS_SMALL", "1");
+            command
+        }
+        Mode::Sanitized => {
+            let mut command = Command::new(program);
+            command.env("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=1");
+            command
+        }
+        Mode::Static | Mode::Shared => Command::new(program),
+    };
+    command.env("LD_LIBRARY_PATH", shared_directory());
+    expect_success(&mut command)
+}
+
+/// Runs a command to its end, which must be a good one and come in time.
+#[track_caller]
+pub(crate) fn expect_success(command: &mut Command) -> Output {
+    let output = finish(command);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let name = words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{name}\n{}\n--- stdout\n{}--- stderr\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    output
+}
+
+/// Runs a command to its end, which must come in time.
+#[track_caller]
+pub(crate) fn finish(command: &mut Command) -> Output {
+    let out = tempfile::tempfile().expect("a temporary file");
+    let err = tempfile::tempfile().expect("a temporary file");
+    command.stdin(Stdio::null());
+    command.stdout(out.try_clone().expect("dup works"));
+    command.stderr(err.try_clone().expect("dup works"));
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => panic!("cannot run {command:?}: {error}"),
+    };
+    let deadline = Instant::now() + LIMIT;
+    let status = loop {
+        match child.try_wait().expect("waitpid works") {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{command:?} did not end within {LIMIT:?}");
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let read = |mut file: std::fs::File| {
+        use std::io::{Read, Seek};
+        let mut bytes = Vec::new();
+        file.rewind().expect("a file can be read again");
+        file.read_to_end(&mut bytes).expect("a file can be read");
+        bytes
+    };
+    Output { status, stdout: read(out), stderr: read(err) }
+}
+
+/// The words that a command prints.
+#[track_caller]
+pub(crate) fn words<I: AsRef<OsStr>>(command: &str, arguments: &[I]) -> Vec<String> {
+    let output = expect_success(Command::new(command).args(arguments));
+    let text = String::from_utf8(output.stdout).expect("it prints text");
+    text.split_whitespace().map(String::from).collect()
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A fork between start and the loop, as in QEMU's program: the parent's exit disturbs nothing. */
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "check.h"
+
+static volatile sig_atomic_t quit;
+
+static void on_term(int number)
+{
+    (void)number;
+    quit = 1;
+}
+
+static void serve(IvshmemServer *server)
+{
+    struct sigaction action = { .sa_handler = on_term };
+
+    sigaction(SIGTERM, &action, NULL);
+    while (!quit) {
+        fd_set fds;
+        int maxfd = 0, ready;
+
+        FD_ZERO(&fds);
+        ivshmem_server_get_fds(server, &fds, &maxfd);
+        ready = select(maxfd, &fds, NULL, NULL, NULL);
+        if (ready > 0) {
+            CHECK(ivshmem_server_handle_fds(server, &fds, maxfd) == 0);
+        }
+    }
+    ivshmem_server_close(server);
+    CHECK(!exists(socket_path));
+}
+
+int main(void)
+{
+    IvshmemServer server;
+    int status, sock, pids[2], got = 0;
+    pid_t middle, daemon = 0;
+    char end;
+
+    begin();
+    CHECK(pipe(pids) == 0);
+    /* This process stays to be the client; the one in the middle starts the server, forks, and is gone. */
+    middle = fork();
+    if (middle == 0) {
+        start(&server, 2);
+        daemon = fork();
+        if (daemon == 0) {
+            close(pids[0]);
+            serve(&server);
+            _exit(0);
+        }
+        CHECK(write(pids[1], &daemon, sizeof daemon) == sizeof daemon);
+        _exit(7);
+    }
+    close(pids[1]);
+    CHECK(waitpid(middle, &status, 0) == middle && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    CHECK(read(pids[0], &daemon, sizeof daemon) == sizeof daemon);
+    CHECK(exists(socket_path) && shm_exists());
+
+    sock = connect_to(socket_path);
+    while (got < 5) {
+        int64_t value;
+        int fd;
+
+        if (receive(sock, &value, &fd) == MESSAGE) {
+            got++;
+            close(fd);
+        } else {
+            usleep(1000);
+        }
+    }
+    CHECK(kill(daemon, SIGTERM) == 0);
+    /* The daemon holds the pipe as long as it lives. */
+    CHECK(read(pids[0], &end, 1) == 0);
+    expect_end(sock);
+    CHECK(!exists(socket_path) && !shm_exists());
+    close(sock);
+    close(pids[0]);
+    return 0;
+}

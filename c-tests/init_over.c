@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* init over a running server is refused; over memory that has become something else it works. */
+#include "check.h"
+
+int main(void)
+{
+    IvshmemServer server;
+    int before, client;
+
+    begin();
+    before = open_descriptors();
+    start(&server, 1);
+    client = join(&server);
+    drain(client);
+    FAILS(ivshmem_server_init(&server, "/tmp/other", "/other", true, 1, 2, true), EBUSY);
+    FAILS(ivshmem_server_init(&server, NULL, NULL, true, 1, 0, true), EBUSY);
+    CHECK(!strcmp(server.unix_sock_path, socket_path) && server.n_vectors == 1 && !server.verbose);
+    CHECK(list_length(&server) == 1 && exists(socket_path) && shm_exists());
+    expect_nothing(client);
+    CHECK(close(join(&server)) == 0);
+
+    /* The structure is gone without a close, and another one takes its memory. */
+    memset(&server, 0, sizeof server);
+    CHECK(ivshmem_server_init(&server, socket_path, shm_name, true, SIZE, 3, false) == 0);
+    drain(client);
+    expect_end(client);
+    CHECK(!exists(socket_path) && !shm_exists());
+    CHECK(close(client) == 0);
+    CHECK(open_descriptors() == before);
+    CHECK(ivshmem_server_start(&server) == 0);
+    client = join(&server);
+    expect_greeting(client, 0);
+    ivshmem_server_close(&server);
+
+    /* After close it is init's again, and the address is free for good. */
+    CHECK(ivshmem_server_init(&server, socket_path, shm_name, true, SIZE, 3, false) == 0);
+    CHECK(close(client) == 0);
+    CHECK(open_descriptors() == before);
+    return 0;
+}
