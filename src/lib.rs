@@ -6,6 +6,7 @@
 //! from then on the guests ring each other without the server.
 
 pub mod capi;
+pub mod client;
 mod error;
 mod listener;
 mod memory;
@@ -14,6 +15,7 @@ mod server;
 mod sys;
 mod wire;
 
+pub use client::Client;
 pub use error::Error;
 pub use memory::MemorySource;
 pub use server::{Builder, Credentials, Event, Peer, Refusal, Server, Stopper};

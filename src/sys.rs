@@ -15,6 +15,7 @@ use std::marker::PhantomData;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 /// Bytes of one message.
 pub(crate) const MESSAGE: usize = 8;
@@ -220,10 +221,29 @@ pub(crate) struct Mapping {
     len: usize,
 }
 
-// SAFETY: the address is valid from every thread, and the type itself reads nothing.
+// SAFETY: the address is valid from every thread, and stays so until the one owner drops it.
 unsafe impl Send for Mapping {}
-// SAFETY: as for Send; whoever dereferences the address answers for how.
+// SAFETY: the memory is shared with other processes anyway: nothing here makes a reference
+// to it but to atomics, so threads of this process are no worse than those.
 unsafe impl Sync for Mapping {}
+
+/// A method of [`Mapping`] that gives one number of the memory; none where it would not lie
+/// in the mapping, or not at a multiple of its size.
+macro_rules! atomic {
+    ($name:ident, $atomic:ty) => {
+        pub(crate) fn $name(&self, offset: usize) -> Option<&$atomic> {
+            const SIZE: usize = size_of::<$atomic>();
+            let end = offset.checked_add(SIZE)?;
+            if end > self.len || !offset.is_multiple_of(SIZE) {
+                return None;
+            }
+            // SAFETY: the number lies whole in the mapping, which lives as long as `self`;
+            // a mapping starts at a page, so it is aligned; any bytes are a value of it;
+            // and an atomic may be changed by others, other processes too, at any time.
+            Some(unsafe { &*self.as_ptr().add(offset).cast::<$atomic>() })
+        }
+    };
+}
 
 impl Mapping {
     /// Maps `len` bytes of `fd` from its start; `len` must not be 0.
@@ -254,6 +274,45 @@ impl Mapping {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    atomic!(atomic_u8, AtomicU8);
+    atomic!(atomic_u16, AtomicU16);
+    atomic!(atomic_u32, AtomicU32);
+    atomic!(atomic_u64, AtomicU64);
+
+    /// Whether `len` bytes from `offset` on lie in the mapping.
+    pub(crate) fn has(&self, offset: usize, len: usize) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.len)
+    }
+
+    /// Copies out of the memory; false, and nothing is done, where it does not reach that far.
+    pub(crate) fn read(&self, offset: usize, buffer: &mut [u8]) -> bool {
+        if !self.has(offset, buffer.len()) {
+            return false;
+        }
+        // SAFETY: the source lies in the mapping, as was just checked; `buffer` is borrowed
+        // exclusively and, being safe Rust's, is no part of the mapping, of which no
+        // reference but to atomics is ever made. Whoever writes the memory meanwhile makes
+        // the bytes a mixture, each of which is still a byte.
+        unsafe {
+            ptr::copy_nonoverlapping(self.as_ptr().add(offset), buffer.as_mut_ptr(), buffer.len());
+        }
+        true
+    }
+
+    /// Copies into the memory; false, and nothing is done, where it does not reach that far.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> bool {
+        if !self.has(offset, bytes.len()) {
+            return false;
+        }
+        // SAFETY: the destination lies in the mapping, as was just checked, which is mapped
+        // writable; `bytes` is no part of it, as for `read`. Whoever reads or writes the
+        // same bytes meanwhile sees or makes a mixture of bytes.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.as_ptr().add(offset), bytes.len());
+        }
+        true
     }
 }
 
