@@ -35,10 +35,36 @@ pub(crate) struct Builder {
     size: String,
     memory_name: String,
     memory_dir: Option<PathBuf>,
+    program: PathBuf,
+    under: Vec<String>,
     extra: Vec<OsString>,
 }
 
 impl Builder {
+    /// Another program with the same command line in place of [`program`].
+    pub(crate) fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
+    }
+
+    /// Starts it by this command, which must replace itself by what follows, as `prlimit` and `setpriv` do.
+    pub(crate) fn under(mut self, command: &[&str]) -> Self {
+        self.under.extend(command.iter().map(|&word| word.to_owned()));
+        self
+    }
+
+    /// With this limit of open files, which it cannot raise unless it is root.
+    pub(crate) fn descriptors(self, limit: u64) -> Self {
+        self.under(&["prlimit", &format!("--nofile={limit}:{limit}")])
+    }
+
+    /// As a user without any privilege. Only root can ask for that.
+    pub(crate) fn unprivileged(self) -> Self {
+        const NOBODY: u32 = 65534;
+        std::os::unix::fs::chown(self.dir.path(), Some(NOBODY), Some(NOBODY)).expect("we are root");
+        self.under(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+    }
+
     /// Interrupt vectors per peer (1 unless told).
     pub(crate) fn vectors(mut self, vectors: u16) -> Self {
         self.vectors = vectors;
@@ -74,7 +100,15 @@ impl Builder {
     pub(crate) fn start(self) -> Daemon {
         let socket = self.dir.path().join("socket");
         let output = |name| File::create(self.dir.path().join(name)).expect("a file for output");
-        let mut command = Command::new(program());
+        let program = &self.program;
+        let mut command = match self.under.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         command.args(["-F", "-v", "-S"]).arg(&socket);
         match &self.memory_dir {
             Some(dir) => command.arg("-m").arg(dir),
@@ -86,9 +120,8 @@ impl Builder {
             .stdin(Stdio::null())
             .stdout(output("stdout"))
             .stderr(output("stderr"));
-        let child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {}: {error}", program().display()));
+        let child =
+            command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
 
         let shm = Path::new("/dev/shm").join(self.memory_name.trim_start_matches('/'));
         let mut daemon = Daemon { dir: self.dir, child, socket, shm };
@@ -123,6 +156,8 @@ impl Daemon {
             vectors: 1,
             size: "1M".to_owned(),
             memory_dir: None,
+            program: program(),
+            under: Vec::new(),
             extra: Vec::new(),
         }
     }
@@ -171,6 +206,20 @@ impl Daemon {
             .map(|field| field.parse::<u64>().expect("a number"))
             .sum();
         Duration::from_millis(10 * ticks)
+    }
+
+    /// The time for which it ran on a processor so far, to the nanosecond.
+    pub(crate) fn run_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).expect("it runs");
+        let first = stat.split_ascii_whitespace().next().expect("schedstat has three fields");
+        Duration::from_nanos(first.parse().expect("a number"))
+    }
+
+    /// The memory that it has in use, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches("kB").trim().parse().expect("a number")
     }
 
     /// How many descriptors it has open.

@@ -7,12 +7,15 @@
 // Each test program compiles this module for itself and uses its own part of it.
 #![allow(dead_code)]
 
+pub(crate) mod crowd;
 pub(crate) mod daemon;
 pub(crate) mod member;
 pub(crate) mod peer;
 pub(crate) mod program;
 pub(crate) mod qtest;
 pub(crate) mod skip;
+pub(crate) mod target;
+pub(crate) mod view;
 pub(crate) mod vm;
 
 use std::path::{Path, PathBuf};

@@ -148,6 +148,11 @@ impl Peer {
         self.id
     }
 
+    /// Its connection, to read it in some other way from here on.
+    pub(crate) fn into_connection(self) -> Connection {
+        self.connection
+    }
+
     /// The shared memory.
     pub(crate) fn memory(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
