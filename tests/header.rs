@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The C header: it is what `src/capi/` says, and every C and C++ compiler likes it.
 
-
-
-
 use std::fs;
 use std::path::Path;
-
-
 
 const SOURCES: [&str; 2] = ["src/capi/abi.rs", "src/capi/functions.rs"];
 
 fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
-    let sources = SOURCES.iter().fold(cbindgen::Builder::new(), |builder, source| {
-        builder.with_src(root.join(source))
-    });
+    let sources = SOURCES
+        .iter()
+        .fold(cbindgen::Builder::new(), |builder, source| builder.with_src(root.join(source)));
     let bindings = sources.with_config(config).generate().expect("cbindgen reads src/capi");
     let mut header = Vec::new();
     bindings.write(&mut header);

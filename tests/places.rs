@@ -181,7 +181,7 @@ fn a_directory_that_may_not_be_written_is_refused_and_nothing_is_left() {
 
     // Memory that it may not open.
     fs::write(place.shm(), "content").expect("/dev/shm can be written");
-    fs::set_permissions(place.shm(), Permissions::from_mode(0)).expect("it is ours");
+    fs::set_permissions(place.shm(), Permissions::from_mode(0o000)).expect("it is ours");
     let ended = run_where_nothing_may_be_written(&place, &["-F"]);
     ended.assert_refused(&[&place.name, denied]);
     assert_eq!(fs::metadata(place.shm()).expect("it is there").len(), 7);

@@ -281,9 +281,7 @@ pub unsafe extern "C" fn ivshmem_server_handle_fds(
         }
         let done = with(server, |state| {
             // SAFETY: the caller vouches for the set and, its server running, the structure.
-            unsafe {
-                if state.is_called(fds, maxfd) { state.dispatch(server) } else { Ok(()) }
-            }
+            unsafe { if state.is_called(fds, maxfd) { state.dispatch(server) } else { Ok(()) } }
         })?;
         done.map(|()| 0).ok_or(Errno::EINVAL.into())
     })

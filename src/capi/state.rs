@@ -126,8 +126,7 @@ impl State {
         // over from something else, and nothing may be concluded but what they are.
         unsafe {
             (&raw const (*server).sock_fd).read_volatile() == self.server.listener().as_raw_fd()
-                && (&raw const (*server).shm_fd).read_volatile()
-                    == self.server.memory().as_raw_fd()
+                && (&raw const (*server).shm_fd).read_volatile() == self.server.memory().as_raw_fd()
                 && self.list.is_headed_by(server)
         }
     }
