@@ -82,10 +82,10 @@ impl Listener {
 
     fn bound(path: &Path, fd: OwnedFd) -> Result<Self, Error> {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
-        let meta = fs::symlink_metadata(path).map_err(|source| Error::Socket {
-            path: path.into(),
-            action: "find the newly bound",
-            source,
+        let meta = fs::symlink_metadata(path).map_err(|source| {
+            // It was bound a moment ago, and whatever holds it now cannot be told apart.
+            let _ = fs::remove_file(path);
+            Error::Socket { path: path.into(), action: "find the newly bound", source }
         })?;
         Ok(Self {
             socket: UnixListener::from(fd),

@@ -132,6 +132,10 @@ impl Memory {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(Error::MemoryInUse { name }),
                 Err(TryLockError::Error(source)) => {
+                    // It is ours to remove, unless somebody has made use of it already.
+                    if created && lock.metadata().is_ok_and(|meta| meta.len() == 0) {
+                        let _ = shm_unlink(path.as_str());
+                    }
                     return Err(Error::Memory { memory: label, action: "lock", source });
                 }
             }
