@@ -8,10 +8,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::process::{Command, ExitCode, Stdio};
 
-use nix::unistd::{dup2_stderr, dup2_stdout, setsid};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setsid};
 
 use crate::Failure;
 
@@ -32,6 +34,12 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
     let mut pipe = child.stdout.take().expect("it was asked for");
     match pipe.read_exact(&mut byte) {
         Ok(()) if byte[0] == READY => Ok(ExitCode::SUCCESS),
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            // It may serve well, and never end; but nobody would know of it.
+            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+            child.wait()?;
+            Err(format!("cannot hear from the background process: {error}").into())
+        }
         _ => {
             let status = child.wait()?;
             Ok(ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1)))
@@ -42,17 +50,28 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
 /// In the background process: leaves the caller's session, lets the caller return, and lets
 /// go of what it has open, so that nobody waits for the end of it. A stderr that goes to a
 /// file stays.
+///
+/// What can fail comes first: once the caller has been told that all is well, it is.
 pub(crate) fn ready() -> Result<(), Failure> {
     setsid().map_err(|errno| format!("cannot leave the session: {}", io::Error::from(errno)))?;
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(|error| format!("cannot open \"/dev/null\": {error}"))?;
-    io::stdout().write_all(&[READY])?;
-    io::stdout().flush()?;
-    dup2_stdout(&null)?;
-    let kind = File::from(std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned()?);
-    let kind = kind.metadata()?.file_type();
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let kind = stderr
+        .and_then(|stderr| stderr.metadata())
+        .map_err(|error| format!("cannot look at stderr: {error}"))?
+        .file_type();
+    let mut stdout = io::stdout();
+    stdout
+        .write_all(&[READY])
+        .and_then(|()| stdout.flush())
+        .map_err(|error| format!("cannot say on stdout that all is ready: {error}"))?;
+    let mut closed = dup2_stdout(&null);
     if kind.is_fifo() || kind.is_socket() || kind.is_char_device() {
-        dup2_stderr(&null)?;
+        closed = closed.and(dup2_stderr(&null));
+    }
+    if let Err(errno) = closed {
+        log::warn!("cannot let go of the caller's output: {}", io::Error::from(errno));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use ivshmem_server::{Event, MemorySource, Server};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 mod args;
@@ -55,7 +55,8 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
-    signals.thread_block()?;
+    // There is no other thread. (nix's `thread_block` does not see its errors.)
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|errno| format!("cannot make a signalfd: {}", io::Error::from(errno)))?;
     raise_descriptor_limit();

@@ -28,6 +28,13 @@ impl PidFile {
                 .truncate(false)
                 .open(path)
                 .map_err(failed)?;
+            let failed = |error| {
+                // An empty file that nobody has locked is what opening has just made.
+                if fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0) {
+                    let _ = fs::remove_file(path);
+                }
+                failed(error)
+            };
             if !file.metadata().map_err(failed)?.is_file() {
                 return Err(format!("pid file {path:?} is not a regular file").into());
             }
