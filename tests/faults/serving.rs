@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Faults while clients come, stall and go, and at the end.
+
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::common::daemon::Daemon;
+use crate::common::wait_for;
+use crate::crowd::Crowd;
+use crate::matrix::{self, MATRIX, Phase, Row, Then};
+use crate::strace::{self, Attached};
+
+/// With five newcomers this is more than the 278 messages that a socket holds.
+const VECTORS: u16 = 64;
+
+/// A daemon for one case after the other, and how many descriptors it has with no client.
+struct Subject {
+    daemon: Daemon,
+    idle: usize,
+}
+
+impl Subject {
+    fn new() -> Self {
+        let daemon = Daemon::builder().vectors(VECTORS).start();
+        let idle = daemon.open_fds();
+        Self { daemon, idle }
+    }
+
+    /// Two clients, of whom the second stops reading; both are served before the fault.
+    fn crowd(&self) -> Crowd {
+        let mut crowd = Crowd::new(self.daemon.socket_path(), VECTORS.into());
+        crowd.join();
+        crowd.join();
+        crowd.settle();
+        crowd.stalled = Some(1);
+        crowd
+    }
+
+    /// Everybody leaves; all descriptors are back but those whose close was made to fail.
+    #[track_caller]
+    fn empty(&mut self, crowd: Crowd, leaked: usize, what: &str) {
+        drop(crowd);
+        let most = self.idle + leaked;
+        wait_for(&format!("{what}: at most {most} descriptors once all have left"), || {
+            (self.daemon.open_fds() <= most).then_some(())
+        });
+        self.idle = self.daemon.open_fds();
+        self.daemon.assert_running();
+    }
+}
+
+/// Everything that the server does while it serves.
+fn history(crowd: &mut Crowd) {
+    crowd.join();
+    crowd.join();
+    crowd.misbehave();
+    crowd.hang_up(2);
+    for _ in 0..5 {
+        crowd.join();
+    }
+    crowd.stalled = None;
+    crowd.settle();
+}
+
+/// The calls that an undisturbed history makes, by name, with how many there are.
+fn undisturbed() -> BTreeMap<String, usize> {
+    let mut subject = Subject::new();
+    let mut crowd = subject.crowd();
+    let attached = Attached::to(subject.daemon.pid(), "");
+    history(&mut crowd);
+    let log = attached.detach();
+    assert_eq!(crowd.dropped(), 0);
+    subject.empty(crowd, 0, "undisturbed");
+    let mut counts = BTreeMap::new();
+    for call in strace::calls(&log) {
+        *counts.entry(call.name).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn the_matrix_has_every_call_that_is_made_while_serving() {
+    let calls = undisturbed();
+    for needed in ["accept4", "eventfd2", "epoll_ctl", "epoll_wait", "sendmmsg", "close"] {
+        assert!(calls.contains_key(needed), "the history makes no {needed}: {calls:?}");
+    }
+    for name in calls.keys() {
+        let exempt = matrix::EXEMPT.iter().any(|(call, _)| call == name);
+        let known = exempt || !matrix::rows(Phase::Serve, name).is_empty();
+        assert!(known, "{name} is in no row of the matrix");
+    }
+}
+
+/// Plays the history with one fault in it; how many faults there really were.
+#[track_caller]
+fn serve_with(subject: &mut Subject, row: &Row, errno: &str, when: usize) -> usize {
+    let fault = format!("{}:error={errno}:when={when}", row.call);
+    let faults = [row.after.unwrap_or_default(), &fault].join(" ");
+    println!("serving with {faults}");
+    let mut crowd = subject.crowd();
+    let before = crowd.len();
+    let attached = Attached::to(subject.daemon.pid(), &faults);
+    if row.then == Then::Ends {
+        crowd.connect();
+        let status = subject.daemon.wait();
+        assert_eq!(status.code(), Some(1), "{faults}: {status}");
+        let output = subject.daemon.output();
+        assert!(output.contains("ivshmem-server: cannot wait for events"), "{faults}: {output}");
+        assert!(!subject.daemon.socket_path().exists(), "{faults}: the socket is left");
+        assert!(!subject.daemon.shm_path().exists(), "{faults}: the memory is left");
+        let hits = strace::injected(&attached.detach());
+        *subject = Subject::new();
+        return hits;
+    }
+    history(&mut crowd);
+    let log = attached.detach();
+    let mine = log.lines().filter(|line| line.starts_with(row.call) && line.contains(errno));
+    let hits = strace::injected(&mine.collect::<Vec<_>>().join("\n"));
+    let dropped = crowd.dropped();
+    let allowed = if row.then == Then::MayDropOne { strace::injected(&log) } else { 0 };
+    assert!(dropped <= allowed, "{faults}: {dropped} clients dropped\n{}", subject.daemon.output());
+    // The calls work again: so does everything else.
+    crowd.join();
+    crowd.settle();
+    assert_eq!(crowd.dropped(), dropped, "{faults}: a client dropped after the fault");
+    assert_eq!(crowd.len(), before + 6 - dropped, "{faults}: clients that are here");
+    let leaked = if row.call == "close" { hits } else { 0 };
+    subject.empty(crowd, leaked, &faults);
+    hits
+}
+
+#[test]
+fn one_call_that_fails_while_serving_hurts_nobody_else() {
+    let counts = undisturbed();
+    let mut subject = Subject::new();
+    let mut sum = 0;
+    for row in MATRIX.iter().filter(|row| row.phase == Phase::Serve) {
+        let last = counts.get(row.call).copied().unwrap_or(1).clamp(1, 10);
+        let places: Vec<usize> = match (matrix::is_full(), row.then) {
+            (_, Then::Ends) => vec![1],
+            (false, _) => BTreeSet::from([1, last.min(4)]).into_iter().collect(),
+            (true, _) => (1..=last).collect(),
+        };
+        for errno in row.errnos() {
+            let tried = places.iter().map(|&when| serve_with(&mut subject, row, errno, when));
+            let hits: usize = tried.sum();
+            assert!(hits > 0, "{} was never made to fail with {errno}", row.call);
+            sum += hits;
+        }
+    }
+    println!("{sum} faults while serving");
+    subject.daemon.stop();
+}
+
+/// Exhaustion that lasts: the fault, and what the newcomers may then expect.
+const LASTING: &[(&str, bool)] = &[
+    ("accept4:error=ENOMEM:when=1+", false),
+    ("accept4:error=ENFILE:when=1+", false),
+    ("accept4:error=EMFILE:when=1+", false),
+    ("accept4:error=EPERM:when=1+", false),
+    ("accept4:error=ENOMEM:when=1+ timerfd_settime:error=EINVAL:when=1..4", false),
+    ("accept4:error=ENOMEM:when=1 epoll_ctl:error=ENOMEM:when=2..4", false),
+    ("eventfd2:error=EMFILE:when=1+", true),
+    ("eventfd2:error=ENOMEM:when=1+", true),
+    ("accept4:error=EMFILE:when=1+ eventfd2:error=EMFILE:when=1+", false),
+    ("epoll_ctl:error=ENOSPC:when=1+", true),
+    ("sendmmsg:error=ETOOMANYREFS:when=1+", false),
+    ("sendmmsg:error=ENOBUFS:when=1+", false),
+    ("sendmmsg:error=ENOMEM:when=1+", false),
+    ("write:error=ENOSPC:when=1+", false),
+];
+
+#[test]
+fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over() {
+    let mut subject = Subject::new();
+    for &(faults, refused) in LASTING {
+        println!("serving with {faults}");
+        let mut crowd = subject.crowd();
+        crowd.stalled = None;
+        let attached = Attached::to(subject.daemon.pid(), faults);
+        for _ in 0..3 {
+            crowd.connect();
+        }
+        wait_for("faults", || (strace::injected(&attached.log()) >= 3).then_some(()));
+        // What a timer repeats comes every 10 ms, and some calls at a time.
+        let (start, before) = (Instant::now(), strace::injected(&attached.log()));
+        std::thread::sleep(Duration::from_millis(200));
+        let made = strace::injected(&attached.log()) - before;
+        let most = 20 + 8 * start.elapsed().as_millis() / 10;
+        assert!((made as u128) < most, "{faults}: {made} calls in {:?}", start.elapsed());
+        attached.detach();
+        crowd.settle();
+        let allowed = if refused { 3 } else { 0 };
+        let output = subject.daemon.output();
+        assert!(crowd.dropped() <= allowed, "{faults}: {} dropped\n{output}", crowd.dropped());
+        let dropped = crowd.dropped();
+        crowd.join();
+        crowd.settle();
+        assert_eq!(crowd.dropped(), dropped, "{faults}: a client dropped after it was over");
+        subject.empty(crowd, 0, faults);
+    }
+    subject.daemon.stop();
+}
+
+/// SIGTERM with a client connected, under `faults`; strace's log.
+#[track_caller]
+fn stop_with(faults: &str, leaves: bool) -> String {
+    println!("stopping with {faults}");
+    let mut daemon = Daemon::builder().start();
+    let mut crowd = Crowd::new(daemon.socket_path(), 1);
+    crowd.join();
+    let attached = Attached::to(daemon.pid(), faults);
+    daemon.signal(Signal::SIGTERM);
+    let status = daemon.wait();
+    assert_eq!(status.code(), Some(0), "{faults}: {status}\n{}", daemon.output());
+    let left = [daemon.socket_path(), daemon.shm_path()].map(|path| path.exists());
+    assert!(leaves || left == [false; 2], "{faults}: socket, memory left behind: {left:?}");
+    assert_ne!(left, [true; 2], "{faults}: one fault, and both are left");
+    wait_for("the client sees the end", || {
+        crowd.read();
+        crowd.settle();
+        (crowd.len() == 0).then_some(())
+    });
+    attached.detach()
+}
+
+#[test]
+fn one_call_that_fails_at_the_end_is_still_a_clean_exit() {
+    let calls = strace::calls(&stop_with("", false));
+    let mut sum = 0;
+    for call in &calls {
+        let rows = matrix::rows(Phase::Stop, &call.name);
+        let exempt = matrix::EXEMPT.iter().any(|(name, _)| *name == call.name);
+        assert!(exempt || !rows.is_empty(), "in no row of the matrix: {}", call.line);
+        for row in rows {
+            for errno in row.errnos() {
+                let faults = format!("{}:error={errno}:when={}", row.call, call.ordinal);
+                sum += strace::injected(&stop_with(&faults, row.then == Then::MayLeaveBehind));
+            }
+        }
+    }
+    println!("{sum} faults at the end");
+    assert!(sum > 5, "{sum} faults at the end");
+}
