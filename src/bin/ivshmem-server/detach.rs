@@ -61,10 +61,10 @@ pub(crate) fn ready() -> Result<(), Failure> {
         .and_then(|stderr| stderr.metadata())
         .map_err(|error| format!("cannot look at stderr: {error}"))?
         .file_type();
-    let mut stdout = io::stdout();
-    stdout
-        .write_all(&[READY])
-        .and_then(|()| stdout.flush())
+    // Past the buffer of `stdout`, which would say it at the exit, after an error.
+    let caller = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    caller
+        .and_then(|mut caller| caller.write_all(&[READY]))
         .map_err(|error| format!("cannot say on stdout that all is ready: {error}"))?;
     let mut closed = dup2_stdout(&null);
     if kind.is_fifo() || kind.is_socket() || kind.is_char_device() {

@@ -56,7 +56,8 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
     // There is no other thread. (nix's `thread_block` does not see its errors.)
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)?;
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
+        .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|errno| format!("cannot make a signalfd: {}", io::Error::from(errno)))?;
     raise_descriptor_limit();
