@@ -24,8 +24,14 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::Input;
 use super::member::Member;
 
-/// Clients at a time.
-const CROWD: usize = 16;
+/// Clients at a time: fewer where each costs more.
+fn crowd(vectors: usize) -> usize {
+    match vectors {
+        ..=8 => 16,
+        ..=64 => 8,
+        _ => 4,
+    }
+}
 
 /// Longer than the server's retry timer: silence for this long is the end of it.
 const QUIET_MILLIS: u16 = 40;
@@ -123,7 +129,7 @@ impl World {
         let (what, how) = (input.byte() % 16, input.byte());
         let who = (!self.clients.is_empty()).then(|| usize::from(how) % self.clients.len());
         match (what, who) {
-            (0..=2, _) if self.clients.len() < CROWD => self.connect(),
+            (0..=2, _) if self.clients.len() < crowd(self.vectors) => self.connect(),
             (3, _) => drop(UnixStream::connect_addr(&self.address)),
             (4 | 5, _) => self.dispatch(seen),
             (6, _) => self.squeeze(usize::from(how) % 24, seen),
@@ -244,12 +250,23 @@ impl World {
                 heard |= self.clients[who].member.view().told() != before;
             }
             let quiet = !is_readable(&self.server, 0) && !heard;
-            if quiet && !(self.squeezed && is_readable(&self.server, QUIET_MILLIS)) {
+            let waits = || self.squeezed && !self.is_satisfied();
+            if quiet && !(waits() && is_readable(&self.server, QUIET_MILLIS)) {
                 return;
             }
             self.dispatch(seen);
         }
         panic!("the server does not come to rest: {:?}", self.server);
+    }
+
+    /// Whether each client that did nothing wrong knows all the others, or was closed.
+    fn is_satisfied(&self) -> bool {
+        let good = |client: &&Client| client.conduct == Conduct::Good;
+        self.clients.iter().filter(good).all(|Client { member, .. }| {
+            let view = member.view();
+            let complete = view.is_greeted() && view.roster().as_ref() == Ok(&self.here);
+            complete || member.has_ended()
+        })
     }
 
     fn judge(&mut self, seen: &mut Seen) {

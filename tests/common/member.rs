@@ -232,7 +232,7 @@ impl Member {
     /// Reads until there is nothing more, or the end; how many bytes came.
     pub(crate) fn drain(&mut self) -> Result<usize, String> {
         let mut sum = 0;
-        while let Heard::Bytes(count) = self.hear(4096)? {
+        while let Heard::Bytes(count) = self.hear(256)? {
             sum += count;
         }
         Ok(sum)
