@@ -112,8 +112,7 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Start, "close", FailsOrHarmless, 1, &["EIO", "EINTR", "ENOSPC", "EDQUOT"]),
 
     // Serving: waiting.
-    row(Serve, "poll", LosesNobody, 2, &["EINTR", "ENOMEM"]),
-    row(Serve, "poll", Ends, 1, &["EINVAL", "EFAULT"]),
+    row(Serve, "poll", LosesNobody, 2, &["EINTR", "ENOMEM", "EINVAL", "EFAULT"]),
     row(Serve, "epoll_wait", LosesNobody, 1, &["EINTR"]),
     row(Serve, "epoll_wait", Ends, 1, &["EINVAL", "EBADF", "EFAULT"]),
     // A client comes.
@@ -155,7 +154,7 @@ pub(crate) const MATRIX: &[Row] = &[
         "EDQUOT", "EFBIG"]),
 
     // Stopping.
-    row(Stop, "poll", Harmless, 2, &["EINTR", "ENOMEM"]),
+    row(Stop, "epoll_wait", Harmless, 1, &["EINTR"]),
     row(Stop, "write", Harmless, 1, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO"]),
     row(Stop, "shutdown", Harmless, 1, &["ENOTCONN", "EBADF"]),
     row(Stop, "close", Harmless, 1, &["EIO", "EINTR", "EBADF"]),

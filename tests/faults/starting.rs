@@ -184,14 +184,9 @@ fn panic_with(left: &BTreeSet<PathBuf>, faults: &str) -> ! {
     panic!("{faults}: left behind: {left:?}")
 }
 
-/// Whether it listens, found without connecting.
+/// Whether all is done that it does before it waits for clients, found without connecting.
 fn is_served(place: &Place) -> bool {
-    let socket = place.socket();
-    text_of(Path::new("/proc/net/unix")).lines().any(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        // Flag 10000 is that of a listening socket.
-        fields.get(3) == Some(&"00010000") && fields.get(7).map(Path::new) == Some(&socket)
-    })
+    text_of(&place.note("log")).contains("\nepoll_wait(")
 }
 
 /// What the program does by itself, from after the loader and the runtime to its first wait.

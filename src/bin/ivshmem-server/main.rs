@@ -91,6 +91,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         builder = builder.socket_mode(mode);
     }
     let mut server = builder.start()?;
+    server.wake_on(&signals)?;
     if args.hint {
         let _ = io::stdout().write_all(args::hint(args, &server).as_bytes());
     }
@@ -100,7 +101,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if args.detached {
         detach::ready()?;
     }
-    let served = poll_events(&mut server, &signals, args.verbose);
+    let served = poll_events(&mut server, args.verbose);
     say(true, format_args!("server disconnected"));
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
     say(args.verbose, format_args!("close server"));
@@ -112,9 +113,8 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Serves until a signal comes.
-fn poll_events(server: &mut Server, signals: &SignalFd, verbose: bool) -> Result<(), Failure> {
-    server.wake_on(signals)?;
+/// Serves until a signal comes, which wakes the server.
+fn poll_events(server: &mut Server, verbose: bool) -> Result<(), Failure> {
     loop {
         for event in server.wait(None)? {
             match event {
