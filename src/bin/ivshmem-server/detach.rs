@@ -2,12 +2,13 @@
 //! Going to the background.
 //!
 //! The parent's end of the child's stdout is how the child says that it is ready; end of file
-//! before that means that it failed, and its exit code says how.
+//! before that means that it failed, and its exit code says how. What the child prints before
+//! is passed on.
 
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::process::{Command, ExitCode, Stdio};
@@ -17,7 +18,8 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setsid};
 
 use crate::Failure;
 
-const READY: u8 = b'+';
+/// No path has it, so no text does.
+const READY: u8 = 0;
 
 /// Starts the background process, and waits until it serves or has failed.
 pub(crate) fn launch() -> Result<ExitCode, Failure> {
@@ -30,21 +32,22 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cannot start {program:?} detached: {error}"))?;
-    let mut byte = [0];
-    let mut pipe = child.stdout.take().expect("it was asked for");
-    match pipe.read_exact(&mut byte) {
-        Ok(()) if byte[0] == READY => Ok(ExitCode::SUCCESS),
-        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-            // It may serve well, and never end; but nobody would know of it.
-            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
-            child.wait()?;
-            Err(format!("cannot hear from the background process: {error}").into())
-        }
-        _ => {
-            let status = child.wait()?;
-            Ok(ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1)))
-        }
+    let mut text = Vec::new();
+    let pipe = child.stdout.take().expect("it was asked for");
+    if let Err(error) = BufReader::new(pipe).read_until(READY, &mut text) {
+        // It may serve well, and never end; but nobody would know of it.
+        let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+        child.wait()?;
+        return Err(format!("cannot hear from the background process: {error}").into());
     }
+    let ready = text.pop_if(|last| *last == READY).is_some();
+    // A reader that has gone is no reason to fail.
+    let _ = io::stdout().write_all(&text);
+    if ready {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = child.wait()?;
+    Ok(ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1)))
 }
 
 /// In the background process: leaves the caller's session, lets the caller return, and lets
