@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -68,10 +68,8 @@ impl PidFile {
 
     /// Writes this process's id.
     pub(crate) fn write(&self) -> Result<(), Failure> {
-        let mut file = &self.file;
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
+        (&self.file)
+            .write_all(format!("{}\n", std::process::id()).as_bytes())
             .map_err(|error| format!("cannot write pid file {:?}: {error}", self.path).into())
     }
 
