@@ -171,6 +171,49 @@ fn the_parent_returns_when_the_pid_file_is_complete_and_the_socket_listens() {
 }
 
 #[test]
+fn the_hint_is_a_command_line_for_this_server_wherever_it_runs() {
+    let place = Place::new();
+    // '+' and ',' are odd in QEMU's option syntax and in a pipe's protocol; in a name they are welcome.
+    let socket = place.path("a+b,c");
+    let args = ["--hint", "-n", "3", "-l", "2M", "-S", socket.to_str().expect("ours")];
+    let hint = |text: &str| {
+        let name = format!("path={}/a+b,,c'", place.dir().display());
+        for part in [&name, "2097152 bytes", "3 vectors", "vectors=3", "qemu-system-x86_64"] {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+        assert!(text.ends_with("\n"), "{text:?}");
+    };
+    let (mut daemon, ended) = Background::start(&mut place.command(&args), &place.pid_file());
+    hint(&ended.stdout);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+
+    let mut server = Process::spawn(place.command(&args).arg("-F"));
+    server.wait_until_listening(&socket);
+    hint(&server.stop().stdout.replace("server disconnected\n", ""));
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn the_mode_of_the_socket_is_the_umasks_or_the_one_asked_for() {
+    for (umask, args, expected) in [
+        ("022", &[][..], 0o755),
+        ("077", &[], 0o700),
+        ("077", &["--socket-mode", "660"], 0o660),
+        ("000", &["--socket-mode", "0600"], 0o600),
+    ] {
+        let place = Place::new();
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask $1; shift; exec \"$0\" \"$@\""]).arg(program()).arg(umask);
+        let mut server = Process::spawn(command.args(place.args()).arg("-F").args(args));
+        server.wait_until_listening(&place.socket());
+        let mode = fs::metadata(place.socket()).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o7777, expected, "umask {umask}, {args:?}");
+        server.stop();
+    }
+}
+
+#[test]
 fn relative_paths_are_those_of_the_caller_to_the_end() {
     let place = Place::new();
     let mut command = Command::new(program());

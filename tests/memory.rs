@@ -193,6 +193,24 @@ fn memory_without_a_name_leaves_none() {
 }
 
 #[test]
+fn memory_that_is_sealed_has_no_name_and_no_client_can_shrink_it() {
+    let place = Place::new();
+    let server = place.serve(&["--memfd", "-l", "100K"]);
+    let peers = [(); 2].map(|()| Peer::join(&place.socket(), 1));
+    place.assert_holds_only(&["socket"]);
+    for size in [0, 4096, 1 << 20] {
+        let resized = memory_of(&peers[0]).set_len(size);
+        assert!(resized.is_err(), "a client made it {size} bytes");
+    }
+    assert_eq!(size_of(&peers[1]), 128 << 10);
+    memory_of(&peers[0]).write_all_at(b"shared", 131_000).expect("all of it is there");
+    let mut bytes = [0; 6];
+    memory_of(&peers[1]).read_exact_at(&mut bytes, 131_000).expect("all of it is there");
+    assert_eq!(&bytes, b"shared");
+    server.stop();
+}
+
+#[test]
 fn a_directory_that_is_none_or_is_not_there_is_refused() {
     let place = Place::new();
     fs::write(place.path("file"), "content").expect("it can be written");
