@@ -12,7 +12,6 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
