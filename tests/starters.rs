@@ -199,6 +199,28 @@ fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins() {
 }
 
 #[test]
+fn a_starter_that_waited_for_another_at_a_dead_socket_looks_at_it_again() {
+    let place = Place::new();
+    drop(UnixListener::bind(place.socket()).expect("the place is new"));
+    // This test is the other starter, which is between finding the socket dead and replacing it.
+    let lock = File::open(place.dir()).expect("it is ours");
+    lock.try_lock().expect("nobody else has it");
+    let starter = Process::spawn(&mut place.command(&["-F"]));
+    wait_for("the starter is about to lock the directory", || {
+        let fds = fs::read_dir(format!("/proc/{}/fd", starter.pid())).ok()?;
+        let open = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to == place.dir());
+        fds.flatten().any(open).then_some(())
+    });
+    fs::remove_file(place.socket()).expect("it is left alone while the lock is held");
+    let owner = UnixListener::bind(place.socket()).expect("it was removed");
+    owner.set_nonblocking(true).expect("it is a socket");
+    drop(lock);
+    starter.end().assert_refused(&["in use", place.socket().to_str().expect("ours")]);
+    assert_eq!(owner.accept().map(drop).unwrap_err().kind(), ErrorKind::WouldBlock);
+    place.assert_holds_only(&["socket"]);
+}
+
+#[test]
 fn of_fifty_daemons_with_one_pid_file_exactly_one_wins() {
     let place = Place::new();
     adopt_orphans();
