@@ -170,6 +170,8 @@ fn a_file_system_that_is_too_small_is_found_out_at_the_start() {
         let mut server = Process::spawn(&mut start("1M").expect("it went well before"));
         server.wait_until_listening(&place.socket());
         let peer = Peer::join(&place.socket(), 1);
+        let reserved = 512 * memory_of(&peer).metadata().expect("fstat works").blocks();
+        assert_eq!(reserved, 1 << 20, "nobody else can take what a guest will write to");
         memory_of(&peer).write_all_at(&[1; 1 << 20], 0).expect("all of it is there");
         server.stop();
         place.assert_holds_only(&["memory"]);
