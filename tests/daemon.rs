@@ -245,11 +245,17 @@ fn a_second_daemon_with_the_same_pid_file_is_refused_and_the_first_goes_on() {
 #[test]
 fn a_pid_file_of_a_daemon_that_is_still_starting_is_left_alone() {
     let place = Place::new();
-    let starting = fs::File::create(place.pid_file()).expect("the place is new");
-    starting.try_lock().expect("nobody else has it");
-    let pid_file = place.pid_file();
-    run(&mut place.command(&[])).assert_refused(&[pid_file.to_str().unwrap(), "is starting"]);
-    place.assert_holds_only(&["pid"]);
+    for left in ["", "1234567890\n"] {
+        fs::write(place.pid_file(), left).expect("it can be written");
+        let starting = fs::File::open(place.pid_file()).expect("it is there");
+        starting.try_lock().expect("nobody else has it");
+        let path = place.pid_file();
+        let ended = run(&mut place.command(&[]));
+        ended.assert_refused(&[path.to_str().expect("ours"), "is starting"]);
+        assert!(!ended.stderr.contains("1234567890"), "no such process runs: {ended:?}");
+        place.assert_holds_only(&["pid"]);
+        assert_eq!(text_of(&path), left);
+    }
 }
 
 #[test]

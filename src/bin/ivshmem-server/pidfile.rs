@@ -8,6 +8,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
 use crate::Failure;
 
 /// A pid file that is ours while this lives; removed then.
@@ -43,9 +47,11 @@ impl PidFile {
                 Err(TryLockError::WouldBlock) => {
                     let mut pid = String::new();
                     let _ = file.read_to_string(&mut pid);
-                    let who = match pid.trim() {
-                        "" => "that is starting".to_owned(),
-                        pid => format!("(pid {pid})"),
+                    // Until its owner writes it, it has what a killed daemon left, or nothing.
+                    let pid = pid.trim().parse().ok().map(Pid::from_raw);
+                    let who = match pid.filter(|&pid| kill(pid, None) != Err(Errno::ESRCH)) {
+                        Some(pid) => format!("(pid {pid})"),
+                        None => "that is starting".to_owned(),
                     };
                     return Err(format!(
                         "pid file {path:?} belongs to a running process {who}; stop it, or \
