@@ -254,10 +254,10 @@ static inline unsigned list_length(const IvshmemServer *server)
     return length;
 }
 
-/* How much of a costly thing to do; fewer under valgrind. */
-static inline int amount(int usual, int with_valgrind)
+/* How much of a costly thing to do; less where only the kind of thing matters. */
+static inline int amount(int usual, int small)
 {
-    return getenv("C_TESTS_SMALL") ? with_valgrind : usual;
+    return getenv("C_TESTS_SMALL") ? small : usual;
 }
 
 #endif

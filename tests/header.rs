@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The C header: it is what `src/capi/` says, and every C and C++ compiler likes it.
 
+#![forbid(unsafe_code)]
+
+mod c;
+
 use std::fs;
-use std::path::Path;
+use std::process::Command;
+
+use c::{Compiler, finish, project};
 
 const SOURCES: [&str; 2] = ["src/capi/abi.rs", "src/capi/functions.rs"];
 
 fn generate() -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
+    let config = cbindgen::Config::from_file(project("cbindgen.toml")).expect("cbindgen.toml");
     let sources = SOURCES
         .iter()
-        .fold(cbindgen::Builder::new(), |builder, source| builder.with_src(root.join(source)));
+        .fold(cbindgen::Builder::new(), |builder, source| builder.with_src(project(source)));
     let bindings = sources.with_config(config).generate().expect("cbindgen reads src/capi");
     let mut header = Vec::new();
     bindings.write(&mut header);
@@ -20,7 +25,7 @@ fn generate() -> String {
 
 #[test]
 fn the_committed_header_is_what_cbindgen_makes_of_the_source() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/ivshmem-server.h");
+    let path = project("include/ivshmem-server.h");
     let made = generate();
     if std::env::var_os("IVSHMEM_WRITE_HEADER").is_some() {
         fs::write(&path, &made).expect("the header can be written");
@@ -36,5 +41,165 @@ fn the_committed_header_is_what_cbindgen_makes_of_the_source() {
             committed.lines().nth(line),
             made.lines().nth(line)
         );
+    }
+}
+
+const GCC: (Compiler, Compiler) = (Compiler::Named("gcc", "gcc"), Compiler::Named("g++", "g++"));
+const CLANG: (Compiler, Compiler) =
+    (Compiler::Named("clang", "clang"), Compiler::Named("clang++", "clang"));
+
+/// What QEMU's own headers define, in the same shapes, written for this test.
+const QEMUS_EVENT_NOTIFIER: &str = "
+#ifndef QEMU_EVENT_NOTIFIER_H
+#define QEMU_EVENT_NOTIFIER_H
+#include <stdbool.h>
+struct EventNotifier { int rfd; int wfd; bool initialized; };
+typedef struct EventNotifier EventNotifier;
+static inline int event_notifier_get_fd(const EventNotifier *e) { return e->rfd; }
+#endif
+";
+const QEMUS_QUEUE: &str = "
+#ifndef QEMU_SYS_QUEUE_H
+#define QEMU_SYS_QUEUE_H
+typedef struct QTailQLink { void *tql_next; struct QTailQLink *tql_prev; } QTailQLink;
+#define QTAILQ_HEAD(name, type) union name { struct type *tqh_first; QTailQLink tqh_circ; }
+#define QTAILQ_ENTRY(type) union { struct type *tqe_next; QTailQLink tqe_circ; }
+#define QTAILQ_FOREACH(var, head, field) \\
+    for ((var) = (head)->tqh_first; (var); (var) = (var)->field.tqe_next)
+#define LINK_BEFORE(link) ((link).tql_prev->tql_prev->tql_next)
+#define QTAILQ_LAST(head) ((__typeof__((head)->tqh_first)) LINK_BEFORE((head)->tqh_circ))
+#define QTAILQ_PREV(elm, field) \\
+    ((__typeof__((elm)->field.tqe_next)) LINK_BEFORE((elm)->field.tqe_circ))
+#endif
+";
+const QEMUS_VERSION: &str = "#define IVSHMEM_PROTOCOL_VERSION 0\n";
+
+/// Uses the header with QEMU's macros.
+const WALK: &str = "
+int walk(IvshmemServer *server);
+int walk(IvshmemServer *server)
+{
+    IvshmemServerPeer *peer;
+    int sum = 0;
+    QTAILQ_FOREACH(peer, &server->peer_list, next) {
+        sum += event_notifier_get_fd(&peer->vectors[0]);
+    }
+    for (peer = QTAILQ_LAST(&server->peer_list); peer; peer = QTAILQ_PREV(peer, next)) {
+        sum += peer->sock_fd;
+    }
+    return sum;
+}
+";
+
+/// Uses it alone: all types, all functions.
+const ALONE: &str = "
+int use(struct IvshmemServer *server, fd_set *fds);
+int use(struct IvshmemServer *server, fd_set *fds)
+{
+    IvshmemServerPeer *peer = ivshmem_server_search_peer(server, 0);
+    EventNotifier *vector = &peer->vectors[IVSHMEM_SERVER_MAX_VECTORS - 1];
+    int maxfd = vector->wfd + (int)IVSHMEM_PROTOCOL_VERSION;
+    if (ivshmem_server_init(server, \"s\", \"m\", true, 1, 1, false) < 0
+        || ivshmem_server_start(server) < 0) {
+        return -1;
+    }
+    ivshmem_server_get_fds(server, fds, &maxfd);
+    ivshmem_server_dump(server);
+    ivshmem_server_close(server);
+    return ivshmem_server_handle_fds(server, fds, maxfd);
+}
+";
+
+/// Every language that the header is for, with every compiler.
+fn everywhere() -> impl Iterator<Item = (Command, &'static str, &'static str)> {
+    [GCC, CLANG].into_iter().flat_map(|(c, cxx)| {
+        let c = ["c99", "c11", "gnu17"].map(|standard| (c.strict(), standard, "c"));
+        let cxx = ["c++17", "c++20"].map(|standard| (cxx.strict(), standard, "c++"));
+        c.into_iter().chain(cxx)
+    })
+}
+
+/// Has a text checked; what the compiler says against it.
+fn compile(mut command: Command, standard: &str, language: &str, text: &str) -> Result<(), String> {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("text");
+    fs::write(&file, text).expect("a file can be written");
+    command.arg(format!("-std={standard}")).arg("-fsyntax-only").args(["-x", language]).arg(file);
+    let output = finish(&mut command);
+    let name = command.get_program().to_string_lossy();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{name} -std={standard}:\n{said}")) }
+}
+
+#[track_caller]
+fn expect(outcome: Result<(), String>) {
+    if let Err(said) = outcome {
+        panic!("{said}");
+    }
+}
+
+#[test]
+fn it_stands_alone_in_c_and_cxx_with_every_warning_an_error() {
+    for (command, standard, language) in everywhere() {
+        let text = format!("#include \"ivshmem-server.h\"\n#include \"ivshmem-server.h\"\n{ALONE}");
+        expect(compile(command, standard, language, &text));
+    }
+}
+
+#[test]
+fn it_uses_qemus_definitions_where_they_came_first() {
+    for (command, standard, language) in everywhere() {
+        let text = [
+            QEMUS_EVENT_NOTIFIER,
+            QEMUS_QUEUE,
+            QEMUS_VERSION,
+            "#include \"ivshmem-server.h\"\n",
+            WALK,
+            "QTailQLink *head(IvshmemServer *s);",
+            "QTailQLink *head(IvshmemServer *s) { return &s->peer_list.tqh_circ; }\n",
+        ];
+        expect(compile(command, standard, language, &text.concat()));
+    }
+}
+
+#[test]
+fn qemus_list_macros_may_come_later_too() {
+    for (command, standard, language) in everywhere() {
+        let get = "static inline int event_notifier_get_fd(const EventNotifier *e) \
+                   { return e->rfd; }\n";
+        let text = ["#include \"ivshmem-server.h\"\n", get, QEMUS_QUEUE, QEMUS_VERSION, WALK];
+        expect(compile(command, standard, language, &text.concat()));
+    }
+}
+
+#[test]
+fn in_a_qemu_tree_the_order_of_headers_does_not_matter() {
+    let tree = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(tree.path().join("qemu")).expect("a directory");
+    for (name, text) in
+        [("qemu/event_notifier.h", QEMUS_EVENT_NOTIFIER), ("qemu/queue.h", QEMUS_QUEUE)]
+    {
+        fs::write(tree.path().join(name), text).expect("a file can be written");
+    }
+    for (mut command, standard, language) in everywhere() {
+        command.arg("-I").arg(tree.path());
+        let text = [
+            "#define QEMU_OSDEP_H\n#include \"ivshmem-server.h\"\n",
+            "#include \"qemu/event_notifier.h\"\n#include \"qemu/queue.h\"\n",
+            QEMUS_VERSION,
+            WALK,
+        ];
+        expect(compile(command, standard, language, &text.concat()));
+    }
+}
+
+#[test]
+fn a_wrong_program_does_not_compile() {
+    for (command, standard, language) in everywhere() {
+        let text = "#include \"ivshmem-server.h\"\n\
+                    int *wrong(IvshmemServer *s);\n\
+                    int *wrong(IvshmemServer *s) { return &s->cur_id; }\n";
+        let said = compile(command, standard, language, text).expect_err("it must say no");
+        assert!(said.contains("cur_id"), "{said}");
     }
 }

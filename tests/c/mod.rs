@@ -129,7 +129,7 @@ pub(crate) fn run(program: &Path, mode: Mode) -> Output {
             command.args(["--quiet", "--error-exitcode=99", "--leak-check=full"]);
             command.args(["--show-leak-kinds=all", "--errors-for-leak-kinds=all"]);
             command.args(["--track-fds=yes", "--child-silent-after-fork=yes"]);
-            command.arg(program).env("C_TESTS_SMALL", "1");
+            command.arg(program);
             command
         }
         Mode::Sanitized => {
@@ -139,6 +139,9 @@ pub(crate) fn run(program: &Path, mode: Mode) -> Output {
         }
         Mode::Static | Mode::Shared => Command::new(program),
     };
+    if mode != Mode::Static {
+        command.env("C_TESTS_SMALL", "1");
+    }
     command.env("LD_LIBRARY_PATH", shared_directory());
     expect_success(&mut command)
 }

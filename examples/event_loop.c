@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * An ivshmem server in a C program with an event loop of its own.
+ *
+ *     cc event_loop.c $(pkg-config --cflags --libs ivshmem-server) -o event_loop
+ *     ./event_loop /tmp/ivshmem_socket
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <ivshmem-server.h>
+
+static volatile sig_atomic_t stop;
+
+static void on_signal(int number)
+{
+    (void)number;
+    stop = 1;
+}
+
+int main(int argc, char **argv)
+{
+    static IvshmemServer server;
+    const char *path = argc > 1 ? argv[1] : "/tmp/ivshmem_socket";
+    int failed = 0;
+
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+
+    /* POSIX shared memory "ivshmem", 4 MiB, 2 vectors for each peer; say what happens. */
+    if (ivshmem_server_init(&server, path, argc > 2 ? argv[2] : "ivshmem", true, 4 << 20, 2, true) < 0
+        || ivshmem_server_start(&server) < 0) {
+        fprintf(stderr, "%s: %s\n", path, strerror(errno));
+        return 1;
+    }
+    fflush(stdout);
+    while (!stop && !failed) {
+        fd_set fds;
+        int maxfd = 0;
+
+        FD_ZERO(&fds); /* add what else the program waits for */
+        ivshmem_server_get_fds(&server, &fds, &maxfd);
+        if (select(maxfd, &fds, NULL, NULL, NULL) > 0) {
+            failed = ivshmem_server_handle_fds(&server, &fds, maxfd) < 0;
+            fflush(stdout);
+        } else {
+            failed = errno != EINTR;
+        }
+    }
+    ivshmem_server_close(&server);
+    return failed;
+}

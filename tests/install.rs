@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What is shipped: the exported symbols, the soname, and a tree that `make install` made, in
+//! which pkg-config finds everything that a C program needs.
+
+#![forbid(unsafe_code)]
+
+mod c;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use c::{PRIVATE_LIBRARIES, expect_success, need, project, shared_library, static_library, words};
+use tempfile::TempDir;
+
+const FUNCTIONS: [&str; 7] = [
+    "ivshmem_server_close",
+    "ivshmem_server_dump",
+    "ivshmem_server_get_fds",
+    "ivshmem_server_handle_fds",
+    "ivshmem_server_init",
+    "ivshmem_server_search_peer",
+    "ivshmem_server_start",
+];
+
+#[test]
+fn the_shared_library_exports_the_seven_functions_and_nothing_else() {
+    need("nm", "binutils");
+    let library = shared_library();
+    let table = words("nm", &["-D".as_ref(), "--defined-only".as_ref(), library.as_os_str()]);
+    let kinds: BTreeSet<&str> = table.chunks(3).map(|line| line[1].as_str()).collect();
+    let names: BTreeSet<&str> = table.chunks(3).map(|line| line[2].as_str()).collect();
+    assert_eq!(names, FUNCTIONS.into());
+    assert_eq!(kinds, ["T"].into());
+}
+
+#[test]
+fn the_static_library_defines_no_other_plain_name_of_ours() {
+    need("nm", "binutils");
+    let library = static_library();
+    let table = words("nm", &["-g".as_ref(), "--defined-only".as_ref(), library.as_os_str()]);
+    // The names of the objects in it have dots.
+    let names =
+        table.into_iter().filter(|word| word.starts_with("ivshmem_") && !word.contains('.'));
+    assert_eq!(names.collect::<BTreeSet<_>>(), FUNCTIONS.map(String::from).into());
+}
+
+#[test]
+fn the_soname_carries_the_number_of_the_abi() {
+    need("readelf", "binutils");
+    let library = shared_library();
+    let dynamic = words("readelf", &["-d".as_ref(), library.as_os_str()]);
+    let soname = dynamic.iter().position(|word| word == "(SONAME)").expect("a soname");
+    assert!(dynamic[soname..].contains(&"[libivshmem_server.so.1]".into()), "{dynamic:?}");
+}
+
+#[test]
+fn the_private_libraries_are_those_that_rustc_names() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let empty = dir.path().join("empty.rs");
+    fs::write(&empty, "").expect("a file can be written");
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()));
+    rustc.args(["--crate-type", "staticlib", "--print", "native-static-libs", "--out-dir"]);
+    let said = expect_success(rustc.arg(dir.path()).arg(&empty)).stderr;
+    let said = String::from_utf8(said).expect("text");
+    let (_, list) = said.split_once("native-static-libs:").expect("the note");
+    let list: BTreeSet<&str> =
+        list.split_whitespace().take_while(|w| w.starts_with("-l")).collect();
+    let ours = PRIVATE_LIBRARIES.into();
+    assert!(list.is_subset(&ours), "rustc wants {list:?}, we say {ours:?}");
+
+    let pc = fs::read_to_string(project("ivshmem-server.pc.in")).expect("the template");
+    let line = pc.lines().find_map(|line| line.strip_prefix("Libs.private: ")).expect("the line");
+    assert_eq!(line, PRIVATE_LIBRARIES.join(" "));
+}
+
+/// A tree made by `make install`, of what this test run has built.
+struct Tree {
+    /// Where `make` finds what was built; links to it.
+    _built: TempDir,
+    root: TempDir,
+}
+
+fn make(target: &str, built: &Path, root: &Path) {
+    need("make", "make");
+    let mut command = Command::new("make");
+    command.arg("-C").arg(project(".")).arg(target).arg("PREFIX=/usr");
+    command.arg(format!("DESTDIR={}", root.display()));
+    command.arg(format!("TARGET={}", built.display()));
+    command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
+    expect_success(&mut command);
+}
+
+fn install() -> Tree {
+    let built = tempfile::tempdir().expect("a temporary directory");
+    let root = tempfile::tempdir().expect("a temporary directory");
+    for library in [static_library(), shared_library()] {
+        let name = library.file_name().expect("a file");
+        fs::copy(&library, built.path().join(name)).expect("a library can be copied");
+    }
+    fs::copy(env!("CARGO_BIN_EXE_ivshmem-server"), built.path().join("ivshmem-server"))
+        .expect("the program can be copied");
+    make("install", built.path(), root.path());
+    Tree { _built: built, root }
+}
+
+impl Tree {
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.path().join(path)
+    }
+
+    fn pkg_config(&self, what: &[&str]) -> Vec<String> {
+        need("pkg-config", "pkg-config");
+        let mut command = Command::new("pkg-config");
+        command.args(what).arg("ivshmem-server");
+        command.env("PKG_CONFIG_LIBDIR", self.path("usr/lib/pkgconfig"));
+        command.env("PKG_CONFIG_SYSROOT_DIR", self.root.path());
+        let said = String::from_utf8(expect_success(&mut command).stdout).expect("text");
+        said.split_whitespace().map(String::from).collect()
+    }
+
+    /// Builds the example and has a client come to it.
+    fn build_and_serve(&self, flags: &[String]) {
+        let program = self.path("event_loop");
+        let mut cc = Command::new("cc");
+        cc.args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
+        cc.arg(project("examples/event_loop.c")).arg("-o").arg(&program).args(flags);
+        expect_success(&mut cc);
+
+        let name = self.root.path().file_name().expect("a name").to_string_lossy().into_owned();
+        let socket = self.path("socket");
+        let mut command = Command::new(&program);
+        command.arg(&socket).arg(format!("ivshmem-example-{name}"));
+        command.env("LD_LIBRARY_PATH", self.path("usr/lib")).stdout(Stdio::piped());
+        let mut server = Running(command.spawn().expect("the example starts"));
+        let mut lines = BufReader::new(server.0.stdout.take().expect("a pipe")).lines();
+        let mut expect = |start: &str| {
+            let line = lines.next().expect("a line more").expect("text");
+            assert!(line.starts_with(start), "{line:?} is not {start:?}…");
+        };
+        expect("Using POSIX shared memory: ");
+        expect("create & bind socket ");
+        let client = UnixStream::connect(&socket).expect("it listens");
+        expect("accept()=");
+        expect("new peer id = 0");
+        drop(client);
+        expect("free peer 0");
+        let pid = nix::unistd::Pid::from_raw(server.0.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).expect("it is our child");
+        expect("close server");
+        assert!(server.0.wait().expect("it ends").success());
+        assert!(!socket.exists());
+    }
+}
+
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_example_builds_and_runs_with_the_installed_shared_library() {
+    let tree = install();
+    let flags = tree.pkg_config(&["--cflags", "--libs"]);
+    assert!(flags.contains(&"-livshmem_server".into()), "{flags:?}");
+    fs::remove_file(tree.path("usr/lib/libivshmem_server.a")).expect("it was there");
+    tree.build_and_serve(&flags);
+    assert!(words("ldd", &[tree.path("event_loop")]).contains(&"libivshmem_server.so.1".into()));
+}
+
+#[test]
+fn the_example_builds_and_runs_with_the_installed_static_library() {
+    let tree = install();
+    let flags = tree.pkg_config(&["--static", "--cflags", "--libs"]);
+    fs::remove_file(tree.path("usr/lib/libivshmem_server.so")).expect("it was there");
+    fs::remove_file(tree.path("usr/lib/libivshmem_server.so.1")).expect("it was there");
+    tree.build_and_serve(&flags);
+}
+
+#[test]
+fn the_installed_program_runs_and_uninstall_leaves_no_file() {
+    let tree = install();
+    assert_eq!(tree.pkg_config(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
+    expect_success(Command::new(tree.path("usr/bin/ivshmem-server")).arg("-h"));
+    assert!(tree.path("usr/include/ivshmem-server.h").is_file());
+    make("uninstall", tree._built.path(), tree.root.path());
+    let left = words(
+        "find",
+        &[tree.root.path().as_os_str(), "!".as_ref(), "-type".as_ref(), "d".as_ref()],
+    );
+    assert_eq!(left, Vec::<String>::new());
+}
