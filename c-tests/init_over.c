@@ -4,7 +4,8 @@
 
 int main(void)
 {
-    IvshmemServer server;
+    IvshmemServer server, copy;
+    fd_set fds;
     int before, client;
 
     begin();
@@ -18,6 +19,15 @@ int main(void)
     CHECK(list_length(&server) == 1 && exists(socket_path) && shm_exists());
     expect_nothing(client);
     CHECK(close(join(&server)) == 0);
+
+    /* A copy is another server, which does not run. */
+    copy = server;
+    FD_ZERO(&fds);
+    FD_SET(server.sock_fd, &fds);
+    FAILS(ivshmem_server_handle_fds(&copy, &fds, FD_SETSIZE), EINVAL);
+    FAILS(ivshmem_server_start(&copy), EBUSY);
+    ivshmem_server_close(&copy);
+    CHECK(exists(socket_path) && shm_exists());
 
     /* The structure is gone without a close, and another one takes its memory. */
     memset(&server, 0, sizeof server);
