@@ -221,10 +221,12 @@ impl<T> Roster<T> {
         let greeting = count.min(usize::from(GREETING - member.greeted));
         member.greeted += greeting as u8;
         let gone = (count - greeting).min(member.gone.len());
-        member.gone.drain(..gone);
-        if member.gone.is_empty() {
-            // A crowd that left while this client was not reading leaves no memory behind.
-            member.gone = VecDeque::new();
+        if gone > 0 {
+            member.gone.drain(..gone);
+            if member.gone.is_empty() {
+                // A crowd that left while this client was not reading leaves no memory behind.
+                member.gone = VecDeque::new();
+            }
         }
         let walked = count - greeting - gone;
         if walked == 0 {

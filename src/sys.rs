@@ -96,6 +96,10 @@ impl<'fd> Run<'_, 'fd> {
         self.len == 0
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(crate) fn value(&self, index: usize) -> [u8; MESSAGE] {
         self.buffer.values[index]
     }

@@ -52,6 +52,25 @@ pub(crate) struct Rest {
     sent: usize,
 }
 
+/// What went out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// Messages that are told: one that went out in part counts.
+    pub(crate) messages: usize,
+    pub(crate) then: Then,
+}
+
+/// What comes after a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// Nothing: all is told.
+    Done,
+    /// There is more to tell, perhaps.
+    More,
+    /// Something stopped the run before its end: nearly always, the socket is full.
+    Stopped,
+}
+
 /// Sends runs of messages. One serves all sockets.
 pub(crate) struct Sender {
     buffer: sys::SendBuffer,
@@ -64,21 +83,20 @@ impl Sender {
 
     /// Sends as much of `messages` as one call takes, but first what `rest` holds.
     ///
-    /// Returns how many of the messages are told: one that went out in part counts, and
-    /// `rest` then holds what is left of it. 0 means that there was nothing to send.
+    /// Of a message that went out in part, `rest` then holds what is left.
     pub(crate) fn send<'fd>(
         &mut self,
         socket: BorrowedFd<'_>,
         rest: &mut Option<Rest>,
         messages: impl Iterator<Item = (i64, Option<BorrowedFd<'fd>>)>,
-    ) -> Result<usize, Stop> {
+    ) -> Result<Told, Stop> {
         finish(socket, rest)?;
         let mut run = self.buffer.run();
         for (value, fd) in messages.take(RUN) {
             run.push(value.to_le_bytes(), fd);
         }
         if run.is_empty() {
-            return Ok(0);
+            return Ok(Told { messages: 0, then: Then::Done });
         }
         let sent = loop {
             match run.send(socket) {
@@ -87,11 +105,19 @@ impl Sender {
                 Ok(sent) => break sent,
             }
         };
-        if sent.bytes_of_next == 0 {
-            return Ok(sent.messages);
+        let mut messages = sent.messages;
+        if sent.bytes_of_next > 0 {
+            *rest = Some(Rest { value: run.value(messages), sent: sent.bytes_of_next });
+            messages += 1;
         }
-        *rest = Some(Rest { value: run.value(sent.messages), sent: sent.bytes_of_next });
-        Ok(sent.messages + 1)
+        let then = if sent.messages < run.len() {
+            Then::Stopped
+        } else if run.len() < RUN {
+            Then::Done
+        } else {
+            Then::More
+        };
+        Ok(Told { messages, then })
     }
 }
 

@@ -10,7 +10,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{Client, Event, LISTENER, Refusal, STOP, Server, TIMER, Wait, hang_up, new_vector};
 use crate::roster::{Key, Message};
-use crate::wire::{self, Stop};
+use crate::wire::{self, Stop, Then};
 
 /// Connections that one `dispatch` lets in: all are told of, and told, in one walk.
 const DOOR: usize = 256;
@@ -206,9 +206,6 @@ impl Server {
         let mut turns = 0;
         let mut rest = self.roster.payload(index).rest;
         let wait = loop {
-            if self.roster.behind(index) == 0 && rest.is_none() {
-                break Wait::None;
-            }
             if turns == TURN {
                 // There is room, so epoll comes back to it at once, after the others.
                 break Wait::Room;
@@ -225,7 +222,16 @@ impl Server {
             });
             let socket = self.roster.payload(index).socket.as_fd();
             match self.sender.send(socket, &mut rest, messages) {
-                Ok(count) => self.roster.told(index, count),
+                Ok(told) => {
+                    self.roster.told(index, told.messages);
+                    match told.then {
+                        Then::Done => break Wait::None,
+                        Then::More => {}
+                        // Where it was something else than a full socket, there is room: epoll
+                        // comes back to it at once, and the next call says what it is.
+                        Then::Stopped => break Wait::Room,
+                    }
+                }
                 Err(Stop::Full) => break Wait::Room,
                 Err(Stop::Later) => {
                     // Without a timer epoll has to wake us, as it does at once.
