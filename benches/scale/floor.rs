@@ -7,7 +7,7 @@
 //! each run to one socket.
 
 use std::io::{self, BufRead, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -50,6 +50,8 @@ struct Floor {
     vectors: usize,
     run: Run,
     clients: Vec<UnixStream>,
+    /// Of all clients, in the order in which they are told.
+    eventfds: Vec<EventFd>,
     cpu: Duration,
     /// CPU time of the present walk that went into waiting for room.
     waited: Duration,
@@ -59,14 +61,14 @@ struct Floor {
 pub(crate) fn run(path: &Path, vectors: u32, how: How) -> Result<(), Failure> {
     let listener = UnixListener::bind(path)?;
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(4096)?)?;
-    let fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let run = Run::new(RUN, OwnedFd::from(fd));
+    let run = Run::new(RUN);
     let vectors = vectors as usize;
     let mut floor = Floor {
         how,
         vectors,
         run,
         clients: Vec::new(),
+        eventfds: Vec::new(),
         cpu: Duration::ZERO,
         waited: Duration::ZERO,
     };
@@ -80,6 +82,12 @@ pub(crate) fn run(path: &Path, vectors: u32, how: How) -> Result<(), Failure> {
             let first = floor.clients.len();
             for _ in 0..count / turns {
                 floor.clients.push(listener.accept()?.0);
+                for _ in 0..vectors {
+                    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+                    if ONE.is_none() || floor.eventfds.is_empty() {
+                        floor.eventfds.push(EventFd::from_flags(flags)?);
+                    }
+                }
             }
             floor.tell(first)?;
         }
@@ -115,7 +123,7 @@ impl Floor {
         let mut socket = &self.clients[index];
         socket.write_all(&0_i64.to_le_bytes())?;
         socket.write_all(&(index as i64).to_le_bytes())?;
-        self.run.say(0, -1);
+        self.run.say(0, -1, self.eventfds[0].as_raw_fd());
         self.run.send_one(socket.as_raw_fd(), 0)?;
         Ok(())
     }
@@ -126,7 +134,9 @@ impl Floor {
         while from < to {
             let count = (to - from).min(self.run.len());
             for n in 0..count {
-                self.run.say(n, ((from + n) / self.vectors) as i64);
+                let vector = from + n;
+                let fd = self.eventfds[vector].as_raw_fd();
+                self.run.say(n, (vector / self.vectors) as i64, fd);
             }
             let sent = match self.how {
                 How::Sendmmsg => self.run.send_run(socket, count),

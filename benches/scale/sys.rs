@@ -35,19 +35,17 @@ impl Control {
 /// starts.
 pub(crate) struct Run {
     values: Box<[i64]>,
+    controls: Box<[Control]>,
     /// Never read again, but the kernel reads them through `headers`.
-    _controls: Box<[Control]>,
     _iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
-    /// The descriptor stays open for as long as the headers name it.
-    _fd: OwnedFd,
 }
 
 impl Run {
-    /// `length` messages that all carry `fd`.
-    pub(crate) fn new(length: usize, fd: OwnedFd) -> Self {
+    /// `length` messages that say and carry nothing sensible yet.
+    pub(crate) fn new(length: usize) -> Self {
         let mut values: Box<[i64]> = vec![0; length].into();
-        let mut controls: Box<[Control]> = vec![Control::new(fd.as_raw_fd()); length].into();
+        let mut controls: Box<[Control]> = vec![Control::new(-1); length].into();
         let mut iovecs: Box<[libc::iovec]> = values
             .iter_mut()
             .map(|value| libc::iovec { iov_base: (&raw mut *value).cast(), iov_len: MESSAGE })
@@ -65,16 +63,17 @@ impl Run {
                 header
             })
             .collect();
-        Self { values, _controls: controls, _iovecs: iovecs, headers, _fd: fd }
+        Self { values, controls, _iovecs: iovecs, headers }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Writes the number that message `index` says.
-    pub(crate) fn say(&mut self, index: usize, value: i64) {
+    /// Writes what message `index` says, and the descriptor that it carries.
+    pub(crate) fn say(&mut self, index: usize, value: i64, fd: RawFd) {
         self.values[index] = value.to_le();
+        self.controls[index].fd = fd;
     }
 
     /// Sends the first `count` messages with one `sendmmsg`; returns how many went out.
