@@ -41,9 +41,11 @@ use crate::wire::{Rest, Sender};
 
 mod builder;
 mod dispatch;
+mod flight;
 mod limit;
 
 pub use builder::Builder;
+use flight::{Flight, Share};
 use limit::LogLimit;
 
 /// Epoll tokens that are not a member's key.
@@ -116,6 +118,7 @@ struct Client {
     socket: UnixStream,
     /// Its own eventfds.
     vectors: Box<[OwnedFd]>,
+    share: Share,
     wait: Wait,
     /// Whether epoll is to tell of room.
     watches_room: bool,
@@ -143,6 +146,7 @@ pub struct Server {
     memory: Memory,
     roster: Roster<Client>,
     sender: Sender,
+    flight: Flight,
     /// Reused by every `dispatch`.
     ready: Vec<EpollEvent>,
     stop: Option<Arc<EventFd>>,

@@ -30,7 +30,7 @@ pub(crate) enum Stop {
     Full,
     /// The system cannot take it now, and no event will tell when it can: too many
     /// descriptors in flight for this user, or no memory.
-    Later,
+    Later(io::Error),
     /// The connection is of no more use.
     Broken(io::Error),
 }
@@ -39,7 +39,7 @@ impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EAGAIN) => Self::Full,
-            Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM) => Self::Later,
+            Some(libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM) => Self::Later(error),
             _ => Self::Broken(error),
         }
     }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use super::flight::Flight;
 use super::limit::LogLimit;
 use super::{LISTENER, Server, TIMER, new_timer, new_vector};
 use crate::listener::Listener;
@@ -186,6 +187,7 @@ impl Builder {
             memory,
             roster: Roster::new(self.vectors, self.first_id, self.id_space),
             sender: Sender::new(),
+            flight: Flight::new(self.vectors),
             ready: vec![EpollEvent::empty(); READY],
             stop: None,
             woken: false,

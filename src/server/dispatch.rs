@@ -70,6 +70,7 @@ impl Server {
                 // Closing does not end the watch while a forked child has a copy.
                 let _ = self.epoll.delete(&client.socket);
                 hang_up(&client);
+                self.flight.leave(&client.share);
                 log::info!("peer {id} left");
                 events.push(Event::Left { id });
             }
@@ -121,7 +122,9 @@ impl Server {
         let event = EpollEvent::new(END, self.roster.next_key().to_u64());
         self.epoll.add(&socket, event)?;
         let number = socket.as_raw_fd();
-        let client = Client { socket, vectors, wait: Wait::None, watches_room: false, rest: None };
+        let share = self.flight.enter(&socket)?;
+        let client =
+            Client { socket, vectors, share, wait: Wait::None, watches_room: false, rest: None };
         match self.roster.join(client) {
             Ok(id) => {
                 log::info!("peer {id} joined");
@@ -129,6 +132,7 @@ impl Server {
             }
             Err(client) => {
                 let _ = self.epoll.delete(&client.socket);
+                self.flight.leave(&client.share);
                 Err(Refusal::NoIds)
             }
         }
@@ -233,7 +237,11 @@ impl Server {
                     }
                 }
                 Err(Stop::Full) => break Wait::Room,
-                Err(Stop::Later) => {
+                Err(Stop::Later(error)) => {
+                    self.refusals.warn(format_args!(
+                        "peers have to wait to be told more: {error}; if too many descriptors are \
+                         in flight, raise the limit of open files (RLIMIT_NOFILE)"
+                    ));
                     // Without a timer epoll has to wake us, as it does at once.
                     break if self.arm() { Wait::Timer } else { Wait::Room };
                 }

@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -58,11 +59,14 @@ impl Builder {
         self.under(&["prlimit", &format!("--nofile={limit}:{limit}")])
     }
 
-    /// As a user without any privilege. Only root can ask for that.
+    /// As a user without any privilege, and of nobody else: the kernel counts descriptors in flight by user. Only root
+    /// can ask for that.
     pub(crate) fn unprivileged(self) -> Self {
-        const NOBODY: u32 = 65534;
-        std::os::unix::fs::chown(self.dir.path(), Some(NOBODY), Some(NOBODY)).expect("we are root");
-        self.under(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let user = 1_000_000 + std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed) % 64;
+        std::os::unix::fs::chown(self.dir.path(), Some(user), Some(user)).expect("we are root");
+        let words = [format!("--reuid={user}"), format!("--regid={user}")];
+        self.under(&["setpriv", &words[0], &words[1], "--clear-groups"])
     }
 
     /// Interrupt vectors per peer (1 unless told).
