@@ -136,7 +136,7 @@ fn start_with(way: Way, faults: &str) -> (String, bool) {
     let place = Place::new(way);
     let mut child = Killed(place.start(way, faults));
     let ready = || match way {
-        Way::Background => text_of(&place.note("stdout")).contains('+'),
+        Way::Background => text_of(&place.note("stdout")).contains('\0'),
         Way::Launch => false,
         _ => is_served(&place),
     };
