@@ -16,7 +16,13 @@ static void on_term(int number)
 static void serve(IvshmemServer *server)
 {
     struct sigaction action = { .sa_handler = on_term };
+    sigset_t term, none;
 
+    /* The signal comes in pselect only: before a plain select it would be lost. */
+    sigemptyset(&none);
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    sigprocmask(SIG_BLOCK, &term, NULL);
     sigaction(SIGTERM, &action, NULL);
     while (!quit) {
         fd_set fds;
@@ -24,7 +30,7 @@ static void serve(IvshmemServer *server)
 
         FD_ZERO(&fds);
         ivshmem_server_get_fds(server, &fds, &maxfd);
-        ready = select(maxfd, &fds, NULL, NULL, NULL);
+        ready = pselect(maxfd, &fds, NULL, NULL, NULL, &none);
         if (ready > 0) {
             CHECK(ivshmem_server_handle_fds(server, &fds, maxfd) == 0);
         }

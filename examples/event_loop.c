@@ -25,7 +25,15 @@ int main(int argc, char **argv)
     static IvshmemServer server;
     const char *path = argc > 1 ? argv[1] : "/tmp/ivshmem_socket";
     int failed = 0;
+    sigset_t stops, none;
 
+    /* Signals come while waiting, and then only: between the look at `stop` and the wait, one
+       would be lost. */
+    sigemptyset(&none);
+    sigemptyset(&stops);
+    sigaddset(&stops, SIGINT);
+    sigaddset(&stops, SIGTERM);
+    sigprocmask(SIG_BLOCK, &stops, NULL);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
 
@@ -42,7 +50,7 @@ int main(int argc, char **argv)
 
         FD_ZERO(&fds); /* add what else the program waits for */
         ivshmem_server_get_fds(&server, &fds, &maxfd);
-        if (select(maxfd, &fds, NULL, NULL, NULL) > 0) {
+        if (pselect(maxfd, &fds, NULL, NULL, NULL, &none) > 0) {
             failed = ivshmem_server_handle_fds(&server, &fds, maxfd) < 0;
             fflush(stdout);
         } else {
