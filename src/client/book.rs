@@ -40,7 +40,10 @@ pub(super) enum Change {
 pub(super) struct Book {
     greeted: bool,
     pub(super) id: Option<u16>,
+    /// Until the client takes it.
     pub(super) memory: Option<Memory>,
+    /// The memory was told of; there is only one.
+    has_memory: bool,
     pub(super) own: Vec<Doorbell>,
     pub(super) peers: BTreeMap<u16, Entry>,
 }
@@ -94,19 +97,24 @@ impl Book {
                 None => Err(Error::UnknownLeft { peer }),
             },
             Some(fd) => {
-                let vectors = match peer == own {
-                    true => &mut self.own,
-                    false => &mut self.peers.entry(peer).or_default().vectors,
-                };
-                let vector = vectors.len() as u32;
-                if vector == MAX_VECTORS {
-                    return Err(Error::TooManyVectors { peer });
-                }
                 let doorbell = Doorbell::new(fd).map_err(|errno| Error::System {
                     action: "look at a vector's descriptor",
                     source: errno.into(),
                 })?;
-                vectors.push(doorbell.ok_or(Error::NotAnEventfd { peer, vector })?);
+                let known = match peer == own {
+                    true => Some(&self.own),
+                    false => self.peers.get(&peer).map(|entry| &entry.vectors),
+                };
+                let vector = known.map_or(0, |vectors| vectors.len() as u32);
+                if vector == MAX_VECTORS {
+                    return Err(Error::TooManyVectors { peer });
+                }
+                // A peer whose first vector is none is not known.
+                let doorbell = doorbell.ok_or(Error::NotAnEventfd { peer, vector })?;
+                match peer == own {
+                    true => self.own.push(doorbell),
+                    false => self.peers.entry(peer).or_default().vectors.push(doorbell),
+                }
                 Ok(if peer == own { Change::Own } else { Change::Peer(peer) })
             }
         }
@@ -118,10 +126,11 @@ impl Book {
         let Some(fd) = message.descriptor(WHAT)? else {
             return Err(Error::NoDescriptor { value, what: WHAT });
         };
-        if self.memory.is_some() {
+        if self.has_memory {
             return Err(Error::Unexpected { value, expected: "a peer's id (0 to 65535)" });
         }
         self.memory = Some(Memory::new(fd)?);
+        self.has_memory = true;
         Ok(Change::Greeting)
     }
 
