@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bodies::{command_line, interleave};
+use bodies::{client, command_line, interleave};
 
 /// One at a time: descriptors are counted, and made scarce, for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
@@ -80,6 +80,23 @@ fn any_interleaving_of_clients_leaves_every_view_equal_to_the_roster() {
     });
     println!("{all:?}");
     let least = [all.joined, all.left, all.refused, all.compared, all.rung].into_iter().min();
+    assert!(least > Some(20), "the inputs reach too little: {all:?}");
+}
+
+#[test]
+fn whatever_a_server_says_a_client_knows_what_was_said_or_ends() {
+    let _turn = alone();
+    let mut all = client::Seen::default();
+    feed("client", 4000, 150, LIMIT, |input| {
+        let seen = client::run(input);
+        all.connected += seen.connected;
+        all.refused += seen.refused;
+        all.joined += seen.joined;
+        all.left += seen.left;
+        all.rung += seen.rung;
+    });
+    println!("{all:?}");
+    let least = [all.connected, all.refused, all.joined, all.left, all.rung].into_iter().min();
     assert!(least > Some(20), "the inputs reach too little: {all:?}");
 }
 

@@ -28,7 +28,7 @@ use super::member::Member;
 fn crowd(vectors: usize) -> usize {
     match vectors {
         ..=8 => 16,
-        ..=64 => 8,
+        9..=64 => 8,
         _ => 4,
     }
 }
@@ -245,9 +245,9 @@ impl World {
         for _ in 0..20_000 {
             let mut heard = false;
             for who in 0..self.clients.len() {
-                let before = self.clients[who].member.view().told();
+                let before = self.clients[who].member.view().messages();
                 self.hear(who, |member| member.drain().map(drop));
-                heard |= self.clients[who].member.view().told() != before;
+                heard |= self.clients[who].member.view().messages() != before;
             }
             let quiet = !is_readable(&self.server, 0) && !heard;
             let waits = || self.squeezed && !self.is_satisfied();
@@ -262,11 +262,10 @@ impl World {
     /// Whether each client that did nothing wrong knows all the others, or was closed.
     fn is_satisfied(&self) -> bool {
         let good = |client: &&Client| client.conduct == Conduct::Good;
-        self.clients.iter().filter(good).all(|Client { member, .. }| {
-            let view = member.view();
-            let complete = view.is_greeted() && view.roster().as_ref() == Ok(&self.here);
-            complete || member.has_ended()
-        })
+        self.clients
+            .iter()
+            .filter(good)
+            .all(|Client { member, .. }| member.knows_exactly(&self.here) || member.has_ended())
     }
 
     fn judge(&mut self, seen: &mut Seen) {
@@ -276,13 +275,15 @@ impl World {
             match client.conduct {
                 Conduct::Bad => continue,
                 Conduct::Deaf => deaf += 1,
-                Conduct::Good if client.member.has_ended() && view.told() == 0 => turned_away += 1,
+                Conduct::Good if client.member.has_ended() && view.messages() == 0 => {
+                    turned_away += 1
+                }
                 Conduct::Good => {
                     good += 1;
                     let who = view.id();
                     assert!(!client.member.has_ended(), "{who:?} was dropped");
-                    assert!(view.is_greeted(), "{who:?} was not greeted");
-                    assert_eq!(view.roster().as_ref(), Ok(&self.here), "the view of {who:?}");
+                    let right = client.member.knows_exactly(&self.here);
+                    assert!(right, "{:?} are here, but {view:?}", self.here);
                     let peer = self.server.peer(who.unwrap()).expect("it is here");
                     assert_eq!(peer.behind(), 0, "{who:?} heard all");
                     assert_eq!(peer.vectors().len(), self.vectors);
@@ -330,6 +331,6 @@ fn is_readable(server: &Server, millis: u16) -> bool {
     }
 }
 
-fn open_descriptors() -> usize {
+pub(crate) fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").expect("Linux with /proc").count()
 }

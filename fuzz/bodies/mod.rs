@@ -8,11 +8,15 @@
 // Each fuzz target compiles this for itself and uses one body.
 #![allow(dead_code)]
 
+pub(crate) mod client;
 pub(crate) mod command_line;
 pub(crate) mod interleave;
 
 #[path = "../../tests/common/member.rs"]
 pub(crate) mod member;
+
+#[path = "../../tests/common/view.rs"]
+pub(crate) mod view;
 
 /// Bytes read one after another; after the last one come zeros.
 pub(crate) struct Input<'a>(&'a [u8]);

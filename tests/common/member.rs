@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! A client that reads as little as it likes, and judges all that it is told.
 //!
-//! [`View`] is the rules alone: what a client may be told, whatever the order in which the
-//! world moves. It knows no socket. [`Member`] is a view at the end of a connection, fed by
-//! reads of any length: part of a message, or many. Neither panics; both say what is wrong,
-//! so that a fuzzer, a soak and a fault run can put their own history beside it.
+//! It is a [`View`] at the end of a connection, fed by reads of any length: part of a message,
+//! or many. It does not panic but says what is wrong, so that a fuzzer, a soak and a fault run
+//! can put their own history beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSliceMut};
@@ -16,106 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd;
 
-/// What a client knows, and the rules of how it may come to know it.
-#[derive(Debug)]
-pub(crate) struct View {
-    vectors: usize,
-    told: usize,
-    id: Option<u16>,
-    /// Vectors told of, the client's own included.
-    peers: BTreeMap<u16, usize>,
-    gone: BTreeSet<u16>,
-    /// The peer of whom some vectors are told, and not all.
-    partial: Option<u16>,
-}
-
-impl View {
-    pub(crate) fn new(vectors: usize) -> Self {
-        let (peers, gone) = Default::default();
-        Self { vectors, told: 0, id: None, peers, gone, partial: None }
-    }
-
-    /// Takes one message, and the number of descriptors that came with it.
-    ///
-    /// Returns the peer and the vector whose eventfd it brought, if it did.
-    pub(crate) fn note(&mut self, value: i64, fds: usize) -> Result<Option<(u16, usize)>, String> {
-        let wrong = |what: &str| Err(format!("message {value} with {fds} descriptors: {what}"));
-        self.told += 1;
-        let Ok(id) = u16::try_from(value) else {
-            return match (self.told, value, fds) {
-                (3, -1, 1) => Ok(None),
-                _ => wrong("out of range"),
-            };
-        };
-        match (self.told, fds) {
-            (1, 0) if value == 0 => return Ok(None),
-            (1, _) => return wrong("in place of the version"),
-            (2, 0) => {
-                self.id = Some(id);
-                return Ok(None);
-            }
-            (2, _) => return wrong("in place of the id"),
-            (3, _) => return wrong("in place of the memory"),
-            (_, 0) => {}
-            (_, 1) => return self.vector(id).map(Some),
-            _ => return wrong("more than one descriptor"),
-        }
-        if self.id == Some(id) {
-            return wrong("its own goodbye");
-        }
-        if self.peers.remove(&id).is_none() {
-            return wrong("the goodbye of somebody it was not told of");
-        }
-        if self.partial == Some(id) {
-            self.partial = None;
-        }
-        self.gone.insert(id);
-        Ok(None)
-    }
-
-    fn vector(&mut self, id: u16) -> Result<(u16, usize), String> {
-        if self.gone.contains(&id) {
-            return Err(format!("id {id} came back"));
-        }
-        if let Some(partial) = self.partial.filter(|&partial| partial != id) {
-            return Err(format!("a vector of {id} before the last one of {partial}"));
-        }
-        let count = self.peers.entry(id).or_default();
-        if *count == self.vectors {
-            return Err(format!("one vector too many of {id}"));
-        }
-        *count += 1;
-        self.partial = (*count < self.vectors).then_some(id);
-        Ok((id, *count - 1))
-    }
-
-    pub(crate) fn id(&self) -> Option<u16> {
-        self.id
-    }
-
-    /// Messages so far.
-    pub(crate) fn told(&self) -> usize {
-        self.told
-    }
-
-    /// Whether it has all its own vectors: what a QEMU waits for.
-    pub(crate) fn is_greeted(&self) -> bool {
-        self.id.is_some_and(|id| self.peers.get(&id) == Some(&self.vectors))
-    }
-
-    /// All peers of whom all vectors are known, itself included; an error if one is known in
-    /// part.
-    pub(crate) fn roster(&self) -> Result<BTreeSet<u16>, String> {
-        match self.partial {
-            Some(id) => Err(format!("{} of {} vectors of {id}", self.peers[&id], self.vectors)),
-            None => Ok(self.peers.keys().copied().collect()),
-        }
-    }
-
-    pub(crate) fn knows(&self, id: u16) -> bool {
-        self.peers.contains_key(&id)
-    }
-}
+use super::view::{Ids, View};
 
 /// What one read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +29,7 @@ pub(crate) enum Heard {
 pub(crate) struct Member {
     stream: UnixStream,
     view: View,
+    vectors: u32,
     /// The start of a message, and the descriptors that came with it.
     bytes: Vec<u8>,
     fds: Vec<OwnedFd>,
@@ -143,7 +44,8 @@ impl Member {
         stream.set_nonblocking(true).expect("fcntl on a socket of our own");
         Self {
             stream,
-            view: View::new(vectors),
+            view: View::default(),
+            vectors: vectors as u32,
             bytes: Vec::new(),
             fds: Vec::new(),
             eventfds: keep_eventfds.then(BTreeMap::new),
@@ -157,6 +59,15 @@ impl Member {
 
     pub(crate) fn view(&self) -> &View {
         &self.view
+    }
+
+    /// Whether it has all its own vectors, and knows `who`, all of them whole, and nobody else.
+    pub(crate) fn knows_exactly(&self, who: &BTreeSet<u16>) -> bool {
+        let mut ids = Ids::default();
+        for &id in who {
+            ids.insert(id);
+        }
+        self.view.is_welcomed() && self.view.knows_exactly(&ids)
     }
 
     /// Whether the server has closed it.
@@ -217,13 +128,15 @@ impl Member {
             };
             let value = i64::from_le_bytes(value);
             let mut fds = std::mem::take(&mut self.fds);
-            let vector = self.view.note(value, fds.len())?;
-            if let Some(kept) = &mut self.eventfds {
-                match vector {
-                    Some((id, _)) => kept.entry(id).or_default().extend(fds.pop()),
-                    None if self.view.told() > 3 => drop(kept.remove(&(value as u16))),
-                    None => {}
-                }
+            if fds.len() > 1 {
+                return Err(format!("{} descriptors with message {value}", fds.len()));
+            }
+            self.view.note(value, !fds.is_empty(), self.vectors)?;
+            let (id, peers) = (value as u16, self.view.messages() > 3);
+            match (&mut self.eventfds, fds.pop()) {
+                (Some(kept), Some(fd)) if peers => kept.entry(id).or_default().push(fd),
+                (Some(kept), None) if peers => drop(kept.remove(&id)),
+                _ => {}
             }
         }
         Ok(())

@@ -41,7 +41,7 @@ impl Crowd {
         wait_for("the newest client is greeted, or dropped", || {
             self.read();
             let member = &self.members[newest];
-            (member.view().is_greeted() || member.has_ended()).then_some(())
+            (member.view().is_welcomed() || member.has_ended()).then_some(())
         });
     }
 
@@ -83,10 +83,7 @@ impl Crowd {
             self.read();
             let here = || self.members.iter().filter(|member| !member.has_ended());
             let ids: BTreeSet<u16> = here().filter_map(|member| member.view().id()).collect();
-            let settled = |member: &Member| {
-                member.view().is_greeted() && member.view().roster().as_ref() == Ok(&ids)
-            };
-            here().all(settled).then_some(())
+            here().all(|member| member.knows_exactly(&ids)).then_some(())
         });
         let before = self.members.len();
         self.members.retain(|member| !member.has_ended());

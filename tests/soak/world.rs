@@ -77,7 +77,7 @@ impl World {
             }
             5..=7 if who < self.members.len() => {
                 let (member, _) = self.members.swap_remove(who);
-                sum.messages += member.view().told() as u64;
+                sum.messages += member.view().messages();
                 match random.below(5) {
                     0 => drop(member.stream().write_all(b"hello?")),
                     1 => drop(member.stream().shutdown(Shutdown::Write)),
@@ -155,12 +155,12 @@ impl World {
         }
         let before = self.members.len();
         self.members.retain(|(member, _)| {
-            let refused = member.has_ended() && member.view().told() == 0;
+            let refused = member.has_ended() && member.view().messages() == 0;
             assert!(
                 !member.has_ended() || refused,
                 "client {:?} was dropped after {} messages",
                 member.view().id(),
-                member.view().told(),
+                member.view().messages(),
             );
             !refused
         });
@@ -201,16 +201,11 @@ impl World {
         let Some((first, _)) = self.members.first() else {
             return Some(String::new());
         };
-        let roster = match first.view().roster() {
-            Err(error) => return Some(error),
-            Ok(roster) => roster,
-        };
+        let roster: BTreeSet<u16> = first.view().known().iter().collect();
         if roster.len() != count || !ids.is_subset(&roster) || ids.len() != self.members.len() {
             return Some(format!("{count} clients, {ids:?} among them, but {roster:?} are known"));
         }
-        let other = self.members.iter().find(|(member, _)| {
-            !member.view().is_greeted() || member.view().roster().as_ref() != Ok(&roster)
-        });
+        let other = self.members.iter().find(|(member, _)| !member.knows_exactly(&roster));
         Some(match other {
             Some((member, _)) => format!("{:?}, but {roster:?} elsewhere", member.view()),
             None => String::new(),
@@ -229,7 +224,7 @@ impl World {
             }
             members.iter().all(|(member, _)| member.has_ended()).then_some(())
         });
-        sum.messages += members.iter().map(|(member, _)| member.view().told() as u64).sum::<u64>();
+        sum.messages += members.iter().map(|(member, _)| member.view().messages()).sum::<u64>();
         sum.servers += 1;
     }
 
@@ -237,7 +232,7 @@ impl World {
     pub(crate) fn end(mut self, sum: &mut Sum) {
         self.check(sum);
         sum.messages +=
-            (self.members.iter()).map(|(member, _)| member.view().told() as u64).sum::<u64>();
+            (self.members.iter()).map(|(member, _)| member.view().messages()).sum::<u64>();
         self.members.clear();
         self.children.clear();
         self.mutes.clear();
