@@ -84,9 +84,7 @@ pub(crate) fn run(path: &Path, vectors: u32, how: How) -> Result<(), Failure> {
                 floor.clients.push(listener.accept()?.0);
                 for _ in 0..vectors {
                     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-                    if ONE.is_none() || floor.eventfds.is_empty() {
-                        floor.eventfds.push(EventFd::from_flags(flags)?);
-                    }
+                    floor.eventfds.push(EventFd::from_flags(flags)?);
                 }
             }
             floor.tell(first)?;

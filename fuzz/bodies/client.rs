@@ -229,7 +229,7 @@ fn play(input: &mut Input<'_>, seen: &mut Seen) {
     } else {
         // All of it at once, and the end: nobody has to wait for more.
         for value in [0, 3, -1] {
-            if input.byte() % 16 != 0 {
+            if !input.byte().is_multiple_of(16) {
                 server.message(value, if value == -1 { vec![Sent::new(10)] } else { Vec::new() });
             }
         }
