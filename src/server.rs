@@ -87,6 +87,9 @@ pub enum Refusal {
     /// No descriptors are left for its socket and its vectors.
     #[error("no descriptors are left: {0}; raise the limit of open files (RLIMIT_NOFILE)")]
     NoDescriptors(io::Error),
+    /// It had hung up, or sent something, before it was let in.
+    #[error("it hung up, or sent something, before it was let in")]
+    Ended,
     /// The system could not take one more client.
     #[error("{0}")]
     System(io::Error),

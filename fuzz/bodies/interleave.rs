@@ -215,6 +215,8 @@ impl World {
                     assert!(self.here.remove(&id), "{id} left twice");
                     seen.left += 1;
                 }
+                // Ended before it was let in, so it is not one that did nothing wrong.
+                Event::Refused(Refusal::Ended) => {}
                 Event::Refused(refusal) => {
                     let known = matches!(refusal, Refusal::NoIds | Refusal::NoDescriptors(_));
                     assert!(known, "refused: {refusal}");

@@ -6,7 +6,9 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
+use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::{Client, Event, LISTENER, Refusal, STOP, Server, TIMER, Wait, hang_up, new_vector};
 use crate::roster::{Key, Message};
@@ -106,6 +108,7 @@ impl Server {
             };
             events.push(match outcome {
                 Ok(event) => event,
+                Err(Refusal::Ended) => Event::Refused(Refusal::Ended),
                 Err(refusal) => {
                     self.refusals.warn(format_args!("client refused: {refusal}"));
                     Event::Refused(refusal)
@@ -117,6 +120,11 @@ impl Server {
 
     /// Makes a connection a member, wholly or not at all.
     fn admit(&mut self, socket: UnixStream) -> Result<Event, Refusal> {
+        // One that only knocked would cost an id, and two messages for everybody else.
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        if recv(socket.as_raw_fd(), &mut [0], peek) != Err(Errno::EAGAIN) {
+            return Err(Refusal::Ended);
+        }
         let vectors = (0..self.roster.vectors()).map(|_| new_vector());
         let vectors = vectors.collect::<nix::Result<Box<[_]>>>()?;
         let event = EpollEvent::new(END, self.roster.next_key().to_u64());

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Who is let in, and who is not even told of.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use ivshmem_server::{Event, Refusal, Server};
+
+mod common;
+
+use common::peer::Connection;
+
+#[test]
+fn one_that_only_knocked_costs_no_id_and_nobody_hears_of_it() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let socket = directory.path().join("socket");
+    let mut server = Server::builder().socket_path(&socket).size(4096).start().expect("it starts");
+    let knock = || UnixStream::connect(&socket).expect("it listens");
+
+    let mut resident = Connection::open(&socket);
+    let events = server.dispatch().expect("epoll works");
+    assert!(matches!(events[..], [Event::Joined { id: 0, .. }]), "{events:?}");
+
+    drop(knock());
+    let half = knock();
+    half.shutdown(Shutdown::Write).expect("it is open");
+    let mut loud = knock();
+    loud.write_all(b"hello").expect("room in the socket");
+    let quiet = knock();
+    let events = server.dispatch().expect("epoll works");
+    assert!(
+        matches!(
+            events[..],
+            [
+                Event::Refused(Refusal::Ended),
+                Event::Refused(Refusal::Ended),
+                Event::Refused(Refusal::Ended),
+                Event::Joined { id: 1, .. },
+            ]
+        ),
+        "{events:?}"
+    );
+    assert_eq!(server.next_id(), Some(2));
+
+    // The resident heard of itself and of the quiet one, and of nobody else.
+    drop(quiet);
+    assert!(matches!(server.dispatch().expect("epoll works")[..], [Event::Left { id: 1 }]));
+    drop(server);
+    let mut heard = Vec::new();
+    while let Some(message) = resident.receive(common::PATIENCE).expect("a message, or the end") {
+        heard.push(message.value);
+    }
+    assert_eq!(
+        heard,
+        [0, 0, -1, 0, 1, 1],
+        "version, id, memory, itself, the quiet one and its end"
+    );
+}
