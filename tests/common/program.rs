@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::daemon::{is_listening, program};
 use super::peer::Peer;
-use super::{PATIENCE, wait_for, wait_for_exit};
+use super::{PATIENCE, wait_for, wait_for_exit, wait_up_to};
 
 /// A process that has ended, and all it printed.
 #[derive(Debug)]
@@ -68,13 +68,14 @@ impl Process {
         kill(self.pid(), signal).expect("it is our child");
     }
 
-    /// Waits until it listens there.
+    /// Waits until it listens there. Large memory may take the kernel a minute on a busy machine.
     #[track_caller]
     pub(crate) fn wait_until_listening(&mut self, socket: &Path) {
-        wait_for("the server listens", || {
+        let listens = wait_up_to(6 * PATIENCE, || {
             assert!(self.is_running(), "it ended instead of listening");
             is_listening(socket).then_some(())
         });
+        assert!(listens.is_some(), "it does not listen at {}", socket.display());
     }
 
     /// Ends it by SIGTERM, as it should be ended.
