@@ -98,7 +98,6 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Start, "chmod", Fails, 1, &["EPERM", "EROFS", "ENOENT", "EIO", "ENOMEM"]),
     // Going to the background, and the pid file.
     row(Start, "ftruncate", Fails, 1, &["EIO", "EFBIG", "EPERM", "EINVAL"]),
-    row(Start, "lseek", Fails, 1, &["EINVAL", "EOVERFLOW"]),
     row(Start, "setsid", Fails, 1, &["EPERM"]),
     row(Start, "dup2", Harmless, 1, &["EBADF", "EBUSY", "EMFILE"]),
     row(Start, "fcntl(F_DUPFD_CLOEXEC)", Fails, 1, &["EMFILE"]),
