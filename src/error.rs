@@ -118,6 +118,19 @@ pub enum Error {
         /// What the file system has left, in bytes.
         available: u64,
     },
+    /// The process may not make a file as large as the memory.
+    #[error(
+        "shared memory {memory} of {wanted} bytes is above the limit of file sizes, {limit} bytes; \
+         ask for less, or raise the limit (RLIMIT_FSIZE)"
+    )]
+    MemoryLimit {
+        /// Which memory.
+        memory: String,
+        /// The size asked for, rounded up, in bytes.
+        wanted: u64,
+        /// The limit, in bytes.
+        limit: u64,
+    },
     /// A system call for the memory failed.
     #[error("cannot {action} shared memory {memory}: {source}")]
     Memory {
@@ -163,6 +176,7 @@ impl Error {
             Self::MemoryInUse { .. } => Errno::EBUSY,
             Self::MemoryShrink { .. } => Errno::EEXIST,
             Self::MemoryNoRoom { .. } => Errno::ENOSPC,
+            Self::MemoryLimit { .. } => Errno::EFBIG,
             Self::NoSocket
             | Self::MemoryName { .. }
             | Self::MemorySize { .. }

@@ -25,6 +25,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{shm_open, shm_unlink};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::{ftruncate, unlink};
@@ -195,6 +196,12 @@ impl Memory {
         let wanted = round_up(size, page).ok_or(Error::MemorySize { size })?;
         if has > wanted {
             return Err(Error::MemoryShrink { memory: memory(), has, wanted });
+        }
+        // The kernel does not only refuse what is beyond this limit, it kills by SIGXFSZ.
+        let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
+            .map_err(|errno| failed("find the limit for")(errno.into()))?;
+        if wanted > has && wanted > limit {
+            return Err(Error::MemoryLimit { memory: memory(), wanted, limit });
         }
         // Asked first, since filling a file system to the brim, to find out that it is too
         // small, would fail everybody else who writes to it meanwhile. A file system

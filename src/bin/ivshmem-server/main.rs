@@ -60,6 +60,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|errno| format!("cannot make a signalfd: {}", io::Error::from(errno)))?;
+    outlive_large_output()?;
     raise_descriptor_limit();
 
     let pid_file =
@@ -131,6 +132,14 @@ fn poll_events(server: &mut Server, verbose: bool) -> Result<(), Failure> {
             return Ok(());
         }
     }
+}
+
+/// Output that reaches the limit of file sizes (RLIMIT_FSIZE) raises a signal that kills.
+/// Blocked, it leaves an error, which is no reason to end.
+fn outlive_large_output() -> Result<(), Failure> {
+    let signal = SigSet::from(Signal::SIGXFSZ);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signal), None)
+        .map_err(|errno| format!("cannot block a signal: {}", io::Error::from(errno)).into())
 }
 
 /// Every client costs descriptors: take all that the administrator allows.
