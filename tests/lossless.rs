@@ -7,10 +7,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use common::crowd::{Crowd, allow_descriptors};
+use common::crowd::Crowd;
 use common::daemon::Daemon;
 use common::peer::{Connection, Peer};
-use common::target::{Target, full_size, is_root};
+use common::target::{Target, full_size, room_for};
 use common::wait_for;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
@@ -28,16 +28,11 @@ on_each_server! {
 }
 
 /// Joins that many one after another, of whom nobody reads before all have joined.
-fn read_late(target: Target, clients: usize, vectors: u16) {
-    let needed = clients as u64 * (u64::from(vectors) + 1) + 100;
-    let mut builder = target.builder().vectors(vectors);
-    if !allow_descriptors(clients as u64 + 200) || needed > 15_000 {
-        if !is_root("raise the limit of open files") {
-            return;
-        }
-        builder = builder.descriptors(needed);
-    }
-    let server = builder.start();
+fn read_late(target: Target, short: usize, vectors: u16) {
+    let what = format!("late readers, {vectors} vectors");
+    let wanted = if short == 400 || full_size(&what) { 400 } else { short };
+    let Some((clients, limit)) = room_for(&what, short, wanted, vectors) else { return };
+    let server = target.builder().vectors(vectors).descriptors(limit).start();
     let mut crowd = Crowd::new(server.socket_path(), vectors);
     for _ in 0..clients {
         crowd.connect(false);
@@ -57,11 +52,11 @@ fn clients_that_read_only_after_400_have_joined_lose_nothing_4_vectors(target: T
 }
 
 fn clients_that_read_only_after_many_have_joined_lose_nothing_16_vectors(target: Target) {
-    read_late(target, if full_size("late readers, 16 vectors") { 400 } else { 200 }, 16);
+    read_late(target, 150, 16);
 }
 
 fn clients_that_read_only_after_many_have_joined_lose_nothing_64_vectors(target: Target) {
-    read_late(target, if full_size("late readers, 64 vectors") { 400 } else { 60 }, 64);
+    read_late(target, 50, 64);
 }
 
 fn a_client_that_stops_reading_while_100_others_join_loses_nothing(target: Target) {
@@ -136,7 +131,7 @@ fn clients_that_read_by_fits_and_starts_while_others_come_and_go_lose_nothing(ta
         state ^= state << 17;
         (state >> 33) as usize % below
     };
-    for step in 0..6000 {
+    for step in 0..4000 {
         let here = crowd.numbers();
         match choose(10) {
             0..4 if here.len() < 200 => {
@@ -149,7 +144,7 @@ fn clients_that_read_by_fits_and_starts_while_others_come_and_go_lose_nothing(ta
                 crowd.read(Duration::ZERO);
             }
         }
-        if step % 1500 == 1499 {
+        if step % 1000 == 999 {
             crowd.settle();
         }
     }
