@@ -14,10 +14,12 @@ use common::daemon::Daemon;
 use common::peer::{Connection, Peer};
 use common::target::{Target, full_size, room_for};
 use common::{PATIENCE, wait_for};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 on_each_server! {
     connections_that_close_at_once_hurt_nobody,
+    connections_that_close_before_they_are_let_in_are_not_told_of,
     one_who_sends_is_hung_up_on_and_the_others_are_told,
     one_who_shuts_its_sending_side_is_let_go_and_the_others_are_told,
     one_who_shuts_its_receiving_side_hurts_nobody,
@@ -48,6 +50,23 @@ fn all_is_well(server: Daemon, mut crowd: Crowd) {
         (server.open_fds() < here * each + 16).then_some(())
     });
     server.stop();
+}
+
+fn connections_that_close_before_they_are_let_in_are_not_told_of(target: Target) {
+    let (server, mut crowd) = serve(target, 3);
+    // It is stopped meanwhile, so that they are gone when it looks.
+    server.signal(Signal::SIGSTOP);
+    for _ in 0..500 {
+        drop(UnixStream::connect(server.socket_path()).expect("it listens"));
+    }
+    server.signal(Signal::SIGCONT);
+    let number = crowd.connect(true);
+    crowd.settle();
+    assert_eq!(crowd.view(number).id(), Some(3), "they took ids");
+    for number in crowd.numbers() {
+        assert_eq!(crowd.view(number).gone().len(), 0, "client {number} was told of them");
+    }
+    all_is_well(server, crowd);
 }
 
 fn connections_that_close_at_once_hurt_nobody(target: Target) {
