@@ -55,7 +55,7 @@ fn many_clients_of_1_vector_come_one_by_one_and_all_are_complete(target: Target)
 }
 
 fn many_clients_of_1_vector_come_at_once_and_all_are_complete(target: Target) {
-    come(target, 1100, 10_000, 1, true);
+    come(target, 600, 10_000, 1, true);
 }
 
 fn many_clients_of_64_vectors_come_one_by_one_and_all_are_complete(target: Target) {
