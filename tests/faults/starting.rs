@@ -135,11 +135,6 @@ fn start_with(way: Way, faults: &str) -> (String, bool) {
     println!("starting {way:?} with {faults}");
     let place = Place::new(way);
     let mut child = Killed(place.start(way, faults));
-    let ready = || match way {
-        Way::Background => text_of(&place.note("stdout")).contains('\0'),
-        Way::Launch => false,
-        _ => is_served(&place),
-    };
     let served = wait_for("the server serves, or ends", || {
         match child.0.try_wait().expect("waitpid works") {
             Some(status) if way == Way::Launch && status.success() => Some(true),
@@ -147,10 +142,13 @@ fn start_with(way: Way, faults: &str) -> (String, bool) {
                 let said = text_of(&place.note("stderr"));
                 assert_eq!(status.code(), Some(1), "{way:?}, {faults}: {status}\n{said}");
                 assert!(said.starts_with("ivshmem-server: "), "{way:?}, {faults}: {said:?}");
+                // What the launcher waits for.
+                let ready = !text_of(&place.note("stdout")).is_empty();
+                assert!(way != Way::Background || !ready, "{faults}: failed when it was ready");
                 assert!(said.len() > 40, "{way:?}, {faults}: an error that says little: {said:?}");
                 Some(false)
             }
-            None => ready().then_some(true),
+            None => (way != Way::Launch && is_served(&place)).then_some(true),
         }
     });
     if served {
