@@ -55,7 +55,7 @@ impl Book {
             "the protocol version"
         } else if self.id.is_none() {
             "the client's id"
-        } else if self.memory.is_none() {
+        } else if !self.has_memory {
             "the shared memory"
         } else if self.own.is_empty() {
             "the client's own first vector"
