@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The `ivshmem-client` program: a peer of the guests, by hand or by script. The client is the
+//! library's; here are commands and words. docs/client.md is its manual.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+mod args;
+mod command;
+mod input;
+mod output;
+mod program;
+mod session;
+
+use args::Args;
+use input::Input;
+use output::Output;
+use program::Program;
+
+/// The reference's.
+const PROMPT: &str = "cmd> ";
+
+fn main() -> ExitCode {
+    let args = match args::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            // The reference exits with 1 where clap would with 2.
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(&args) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("ivshmem-client: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<u8, Box<dyn std::error::Error>> {
+    let (input, printer) = match &args.exec[..] {
+        [] => Input::stdin(args.json)?,
+        commands => (Input::given(commands), None),
+    };
+    let out = Output { json: args.json, verbose: args.verbose, printer, closed: false };
+    Program::new(args, out, input).run()
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What goes to stdout: the reference's lines, or one JSON object a line.
+//!
+//! While a line is being edited the editor owns the terminal, and prints for us, above it.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+/// Prints while a line is being edited.
+pub(crate) type Printer = Box<dyn FnMut(String)>;
+
+pub(crate) struct Output {
+    pub(crate) json: bool,
+    pub(crate) verbose: bool,
+    pub(crate) printer: Option<Printer>,
+    /// Nobody reads what is written.
+    pub(crate) closed: bool,
+}
+
+impl Output {
+    /// A line of text, if text it is to be.
+    pub(crate) fn say(&mut self, line: impl AsRef<str>) {
+        if !self.json {
+            self.put(format!("{}\n", line.as_ref()));
+        }
+    }
+
+    /// A line of text for those who want to know more.
+    pub(crate) fn detail(&mut self, line: impl FnOnce() -> String) {
+        if self.verbose {
+            self.say(line());
+        }
+    }
+
+    /// An object, if it is to be JSON.
+    pub(crate) fn object(&mut self, value: impl FnOnce() -> Value) {
+        if self.json {
+            self.put(format!("{}\n", value()));
+        }
+    }
+
+    /// A line for stderr.
+    pub(crate) fn warn(&mut self, line: &str) {
+        match &mut self.printer {
+            Some(print) => print(format!("{line}\n")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// The prompt, where there is no editor that shows its own.
+    pub(crate) fn prompt(&mut self) {
+        if !self.json && self.printer.is_none() {
+            self.put(super::PROMPT.to_owned());
+        }
+    }
+
+    fn put(&mut self, text: String) {
+        match &mut self.printer {
+            Some(print) => print(text),
+            None => {
+                let mut stdout = io::stdout();
+                let done = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+                self.closed |= done.is_err();
+            }
+        }
+    }
+}
+
+/// Bytes as text on one line: what is not printable ASCII is escaped as `write` takes it.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for &byte in bytes {
+        match byte {
+            b'\n' => text.push_str("\\n"),
+            b'\r' => text.push_str("\\r"),
+            b'\t' => text.push_str("\\t"),
+            b'\\' => text.push_str("\\\\"),
+            b'"' => text.push_str("\\\""),
+            b' '..=b'~' => text.push(char::from(byte)),
+            _ => text.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    text
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Offset, bytes and characters, 16 a line.
+pub(crate) fn dump(offset: usize, bytes: &[u8]) -> String {
+    let line = |(number, line): (usize, &[u8])| {
+        let hex: Vec<_> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text: String = line
+            .iter()
+            .map(|&byte| if (b' '..=b'~').contains(&byte) { char::from(byte) } else { '.' })
+            .collect();
+        format!("{:08x}  {:<47}  |{text}|", offset + 16 * number, hex.join(" "))
+    };
+    let lines: Vec<_> = bytes.chunks(16).enumerate().map(line).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_shown_in_three_forms() {
+        let bytes = b"hello, \"world\"\n\0\xff";
+        assert_eq!(hex(bytes), "68656c6c6f2c2022776f726c64220a00ff");
+        assert_eq!(text(bytes), r#"hello, \"world\"\n\x00\xff"#);
+        assert_eq!(
+            dump(0x40, bytes),
+            "00000040  68 65 6c 6c 6f 2c 20 22 77 6f 72 6c 64 22 0a 00  |hello, \"world\"..|\n\
+             00000050  ff                                               |.|"
+        );
+    }
+}
