@@ -390,8 +390,9 @@ impl Client {
                 }
                 Change::Left(peer, true) => events.push(Event::Left { peer }),
                 Change::Peer(peer) => {
-                    let whole = self.book.own.len().max(1);
-                    self.announce(peer, whole, events);
+                    // Without any of its own, it cannot know how many make a peer whole.
+                    let own = self.book.own.len();
+                    self.announce(peer, if own == 0 { usize::MAX } else { own }, events);
                 }
                 Change::Left(_, false) | Change::Greeting => {}
             }

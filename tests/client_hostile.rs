@@ -595,6 +595,75 @@ fn a_path_that_cannot_be_is_an_error() {
 }
 
 #[test]
+fn vectors_that_come_after_the_quiet_time_are_added() {
+    alone(|| {
+        let (server, socket) = Wrong::pair();
+        server.greet();
+        server.vectors(3, 1);
+        let mut client = client().quiet_time(SHORT / 10).adopt(socket).expect("a right greeting");
+        assert_eq!(client.vectors(), 1);
+        server.vectors(3, 1);
+        let events = client.wait(Some(PATIENCE)).expect("it can wait");
+        assert!(matches!(events[..], [Event::Vector { vector: 1 }]), "{events:?}");
+        client.ring(3, 1).expect("it is there now");
+        let events = client.wait(Some(PATIENCE)).expect("it can wait");
+        assert!(matches!(events[..], [Event::Rung { vector: 1, count: 1 }]), "{events:?}");
+    });
+}
+
+#[test]
+fn the_greeting_is_complete_when_the_server_goes_on_to_another_peer() {
+    alone(|| {
+        let (server, socket) = Wrong::pair();
+        server.greet();
+        server.vectors(3, 2);
+        server.vectors(4, 1);
+        let long = Duration::from_secs(3600);
+        let mut client = client().quiet_time(long).adopt(socket).expect("a right greeting");
+        assert_eq!(client.vectors(), 2);
+        assert!(client.dispatch().expect("it works").is_empty(), "half of a peer is no news");
+        server.vectors(4, 1);
+        let events = client.wait(Some(PATIENCE)).expect("it can wait");
+        assert!(matches!(events[..], [Event::Joined { peer: 4, vectors: 2 }]), "{events:?}");
+    });
+}
+
+#[test]
+fn a_peer_that_left_before_it_was_whole_says_nothing_about_how_many_there_are() {
+    alone(|| {
+        let (server, socket) = Wrong::pair();
+        server.greet();
+        server.vectors(9, 1);
+        server.say(9);
+        server.vectors(8, 3);
+        server.vectors(3, 3);
+        let long = Duration::from_secs(3600);
+        let client = client().quiet_time(long).adopt(socket).expect("a right greeting");
+        assert_eq!((client.vectors(), client.peers().len()), (3, 1));
+    });
+}
+
+#[test]
+fn a_peer_with_fewer_vectors_has_joined_when_the_next_one_comes() {
+    alone(|| {
+        let (server, socket) = Wrong::pair();
+        server.greet();
+        server.vectors(3, 2);
+        let mut client = client().vectors(2).adopt(socket).expect("a right greeting");
+        server.vectors(4, 1);
+        server.vectors(5, 2);
+        let events = client.wait(Some(PATIENCE)).expect("it can wait");
+        assert!(
+            matches!(
+                events[..],
+                [Event::Joined { peer: 4, vectors: 1 }, Event::Joined { peer: 5, vectors: 2 }]
+            ),
+            "{events:?}"
+        );
+    });
+}
+
+#[test]
 fn a_client_never_says_a_word_to_the_server() {
     alone(|| {
         let (server, mut client) = connected();

@@ -54,9 +54,11 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The client is connected once it has this many vectors of its own; 0 is a client that
-    /// only rings. It saves waiting for the [quiet time](Self::quiet_time). If the server gives
-    /// more they are used as well.
+    /// The client is connected once it has this many vectors of its own. It saves waiting for
+    /// the [quiet time](Self::quiet_time). If the server gives more they are used as well.
+    ///
+    /// 0 is a client that is connected when it has the memory, and hears of all else,
+    /// the peers that were there before included, as events.
     ///
     /// If it is not said, it is found out: see the [module](super#when-the-greeting-is-complete).
     pub fn vectors(mut self, vectors: u32) -> Self {

@@ -4,34 +4,25 @@
 //! The editor blocks, so it has a thread of its own, which hands over a line at a time and
 //! waits until that has been carried out. All else of the program is one thread with a
 //! `poll(2)`, for which each kind of input is a descriptor.
+//!
+//! On a terminal, `editor` has the line.
 
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use rustyline::{DefaultEditor, ExternalPrinter};
 
 use crate::command;
+use crate::editor::{self, Editor};
 use crate::output::Printer;
 
 enum Source {
     /// Commands were given on the command line.
     Given,
     Stdin,
-    Editor {
-        /// A line; none at the end.
-        lines: Receiver<Option<String>>,
-        /// Says that there is one.
-        ready: Arc<EventFd>,
-        /// Asks for the next one.
-        done: Sender<()>,
-    },
+    Editor(Editor),
 }
 
 pub(crate) struct Input {
@@ -56,28 +47,25 @@ impl Input {
             let source = Source::Stdin;
             return Ok((Self { source, text: Vec::new(), taken: false, ended: false }, None));
         }
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let ready = Arc::new(EventFd::from_flags(flags)?);
-        let (sender, lines) = channel();
-        let (done, carried_out) = channel();
-        let mut editor = DefaultEditor::new().map_err(io::Error::other)?;
-        let mut printer = editor.create_external_printer().map_err(io::Error::other)?;
-        let told = Arc::clone(&ready);
-        thread::spawn(move || edit(&mut editor, &sender, &told, &carried_out));
-        // A terminal that has gone is found out by the editor.
-        let print: Printer = Box::new(move |text| drop(printer.print(text)));
-        let source = Source::Editor { lines, ready, done };
-        // The first one is to be asked for as well.
-        Ok((Self { source, text: Vec::new(), taken: true, ended: false }, Some(print)))
+        let (editor, printer) = editor::start()?;
+        let source = Source::Editor(editor);
+        // The first line is to be asked for as well.
+        Ok((Self { source, text: Vec::new(), taken: true, ended: false }, Some(printer)))
     }
 
     /// Whether a person types the commands.
     pub(crate) fn is_person(&self) -> bool {
-        matches!(self.source, Source::Editor { .. })
+        matches!(self.source, Source::Editor(_))
     }
 
     pub(crate) fn is_given(&self) -> bool {
         matches!(self.source, Source::Given)
+    }
+
+    /// Whether more may be taken in than can be carried out now.
+    pub(crate) fn has_room(&self) -> bool {
+        const ENOUGH: usize = 1 << 20;
+        self.text.len() < ENOUGH
     }
 
     /// What is readable when there is more.
@@ -86,7 +74,7 @@ impl Input {
             _ if self.ended => None,
             Source::Given => None,
             Source::Stdin => Some(stdin.as_fd()),
-            Source::Editor { ready, .. } => Some(ready.as_fd()),
+            Source::Editor(editor) => Some(editor.as_fd()),
         }
     }
 
@@ -105,16 +93,10 @@ impl Input {
                     Err(errno) => return Err(errno.into()),
                 }
             }
-            Source::Editor { lines, ready, .. } => {
-                let _ = ready.read();
-                match lines.try_recv() {
-                    Ok(Some(line)) => {
-                        self.text.extend(line.as_bytes());
-                        self.text.push(b'\n');
-                    }
-                    Ok(None) | Err(_) => self.ended = true,
-                }
-            }
+            Source::Editor(editor) => match editor.line() {
+                Some(line) => self.text.extend(line.bytes().chain([b'\n'])),
+                None => self.ended = true,
+            },
         }
         Ok(())
     }
@@ -134,33 +116,9 @@ impl Input {
     /// something.
     pub(crate) fn done(&mut self) -> bool {
         let taken = std::mem::take(&mut self.taken);
-        if taken && let Source::Editor { done, .. } = &self.source {
-            let _ = done.send(());
+        if taken && let Source::Editor(editor) = &self.source {
+            editor.ask();
         }
         taken
-    }
-}
-
-/// The editor's thread.
-fn edit(
-    editor: &mut DefaultEditor,
-    lines: &Sender<Option<String>>,
-    ready: &EventFd,
-    carried_out: &Receiver<()>,
-) {
-    while carried_out.recv().is_ok() {
-        let line = match editor.readline(super::PROMPT) {
-            Ok(line) => {
-                let _ = editor.add_history_entry(&line);
-                Some(line)
-            }
-            // The end of input, Ctrl-C, or a terminal that has gone.
-            Err(_) => None,
-        };
-        let last = line.is_none();
-        let sent = lines.send(line).is_ok() && ready.write(1).is_ok();
-        if last || !sent {
-            return;
-        }
     }
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 mod args;
 mod command;
+mod editor;
 mod input;
 mod output;
 mod program;

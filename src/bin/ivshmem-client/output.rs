@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 /// Prints while a line is being edited.
-pub(crate) type Printer = Box<dyn FnMut(String)>;
+pub(crate) type Printer = Box<dyn FnMut(String) -> io::Result<()>>;
 
 pub(crate) struct Output {
     pub(crate) json: bool,
@@ -45,7 +45,7 @@ impl Output {
     /// A line for stderr.
     pub(crate) fn warn(&mut self, line: &str) {
         match &mut self.printer {
-            Some(print) => print(format!("{line}\n")),
+            Some(print) => self.closed |= print(format!("{line}\n")).is_err(),
             None => eprintln!("{line}"),
         }
     }
@@ -58,14 +58,14 @@ impl Output {
     }
 
     fn put(&mut self, text: String) {
-        match &mut self.printer {
+        let done = match &mut self.printer {
             Some(print) => print(text),
             None => {
                 let mut stdout = io::stdout();
-                let done = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-                self.closed |= done.is_err();
+                stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
             }
-        }
+        };
+        self.closed |= done.is_err();
     }
 }
 

@@ -278,8 +278,10 @@ impl<'a> Program<'a> {
         });
 
         let stdin = io::stdin();
-        // What is here is carried out before more is taken in.
-        let taking = self.busy.is_none() && self.next.is_none();
+        // What is here is carried out before more is taken in; but without a server it is worth
+        // knowing whether there is an end.
+        let idle = self.busy.is_none() && self.next.is_none();
+        let taking = idle || (self.session.is_none() && self.input.has_room());
         let input = self.input.descriptor(&stdin).filter(|_| taking);
         let session = self.session.as_ref().map(|session| session.client.as_fd());
         let mut fds: Vec<_> =
