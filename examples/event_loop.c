@@ -24,7 +24,6 @@ int main(int argc, char **argv)
 {
     static IvshmemServer server;
     const char *path = argc > 1 ? argv[1] : "/tmp/ivshmem_socket";
-    int failed = 0;
     sigset_t stops, none;
 
     /* Signals come while waiting, and then only: between the look at `stop` and the wait, one
@@ -37,26 +36,25 @@ int main(int argc, char **argv)
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
 
+    setvbuf(stdout, NULL, _IOLBF, 0);
     /* POSIX shared memory "ivshmem", 4 MiB, 2 vectors for each peer; say what happens. */
     if (ivshmem_server_init(&server, path, argc > 2 ? argv[2] : "ivshmem", true, 4 << 20, 2, true) < 0
         || ivshmem_server_start(&server) < 0) {
         fprintf(stderr, "%s: %s\n", path, strerror(errno));
         return 1;
     }
-    fflush(stdout);
-    while (!stop && !failed) {
+    while (!stop) {
         fd_set fds;
         int maxfd = 0;
 
         FD_ZERO(&fds); /* add what else the program waits for */
         ivshmem_server_get_fds(&server, &fds, &maxfd);
-        if (pselect(maxfd, &fds, NULL, NULL, NULL, &none) > 0) {
-            failed = ivshmem_server_handle_fds(&server, &fds, maxfd) < 0;
-            fflush(stdout);
-        } else {
-            failed = errno != EINTR;
+        if (pselect(maxfd, &fds, NULL, NULL, NULL, &none) < 0
+                ? errno != EINTR
+                : ivshmem_server_handle_fds(&server, &fds, maxfd) < 0) {
+            break;
         }
     }
     ivshmem_server_close(&server);
-    return failed;
+    return !stop;
 }
