@@ -239,8 +239,9 @@ impl Server {
                     match told.then {
                         Then::Done => break Wait::None,
                         Then::More => {}
-                        // Where it was something else than a full socket, there is room: epoll
-                        // comes back to it at once, and the next call says what it is.
+                        // Where it was something else than a full socket, epoll comes back to it
+                        // at once, or when the client has read what it has, and the next call
+                        // says what it is.
                         Then::Stopped => break Wait::Room,
                     }
                 }
