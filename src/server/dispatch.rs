@@ -83,6 +83,10 @@ impl Server {
     /// Lets those in who wait at the door; whether there was one.
     fn let_in(&mut self, events: &mut Vec<Event>) -> bool {
         let before = self.roster.len();
+        if self.spare.is_none() {
+            // It comes before any client: without it the next exhaustion has no way out.
+            self.spare = new_vector().ok();
+        }
         for n in 0..DOOR {
             if n > 0 && !self.listener.has_waiting() {
                 break;
