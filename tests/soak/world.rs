@@ -169,7 +169,7 @@ impl World {
         sum.refused += refused as u64;
     }
 
-    /// Everybody reads all, and then knows exactly everybody.
+    /// Everybody reads all, and then knows exactly everybody, a newcomer included.
     pub(crate) fn check(&mut self, sum: &mut Sum) {
         self.daemon.assert_running();
         self.limit(20_000);
@@ -182,6 +182,10 @@ impl World {
         for (_, pace) in &mut self.members {
             *pace = Pace::All;
         }
+        // Whatever has been, the next one is served.
+        let next = Member::new(self.connect(), self.vectors.into(), false);
+        self.members.push((next, Pace::All));
+        sum.joins += 1;
         let mut last = String::new();
         let settled = wait_up_to(PATIENCE, || {
             self.read(sum);
@@ -237,9 +241,12 @@ impl World {
         self.children.clear();
         self.mutes.clear();
         let idle = self.idle;
-        wait_for("only its own descriptors are left to the server", || {
-            (self.daemon.open_fds() == idle).then_some(())
+        let mut open = 0;
+        let back = wait_up_to(PATIENCE, || {
+            open = self.daemon.open_fds();
+            (open == idle).then_some(())
         });
+        assert!(back.is_some(), "{open} descriptors with no client, {idle} at the start");
         self.daemon.stop();
         sum.servers += 1;
     }
