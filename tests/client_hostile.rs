@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ivshmem_server::client::{Builder, Client, Error, Event};
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -402,6 +402,26 @@ fn a_blocking_eventfd_is_made_non_blocking() {
 }
 
 #[test]
+fn a_vector_that_was_made_blocking_later_is_looked_at_without_waiting() {
+    alone(|| {
+        let (server, socket) = Wrong::pair();
+        let shared = eventfd();
+        server.greet();
+        server.give(3, &shared);
+        let mut client = client().vectors(1).adopt(socket).expect("a right greeting");
+        // As QEMU does to each that it receives, for a moment.
+        fcntl(&shared, FcntlArg::F_SETFL(OFlag::empty())).expect("it is an open file");
+        let vector = client.vector(0).expect("it has one");
+        assert_eq!(vector.take().expect("it does not wait"), 0);
+        assert_eq!(vector.spin(SHORT).wait(Some(SHORT)).expect("nor for ever"), None);
+        assert!(client.dispatch().expect("nor here").is_empty());
+        shared.write(2).expect("there is room");
+        let events = client.dispatch().expect("it works");
+        assert!(matches!(events[..], [Event::Rung { vector: 0, count: 2 }]), "{events:?}");
+    });
+}
+
+#[test]
 fn more_vectors_than_msix_has_are_an_error() {
     alone(|| {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
@@ -503,10 +523,13 @@ fn messages_that_come_byte_by_byte_are_whole_messages() {
     });
 }
 
+/// What a server says before it falls silent, and what is missing then.
+type Stage = (&'static dyn Fn(&Wrong), &'static str);
+
 #[test]
 fn a_server_that_says_nothing_is_an_error_in_time() {
     alone(|| {
-        let stages: [(&dyn Fn(&Wrong), &str); 5] = [
+        let stages: [Stage; 5] = [
             (&|_| (), "protocol version"),
             (&|server| server.say(0), "client's id"),
             (

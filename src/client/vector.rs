@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The two ends of an interrupt: a doorbell to ring, and a vector to wait on.
 //!
-//! Both are an eventfd, whose descriptor is shared with whoever else was given it: it is
-//! non-blocking for all of them, and so stays.
+//! Both are an eventfd, shared with whoever else was given it, and so is its `O_NONBLOCK`. It
+//! should be set, and is set here, but anybody can clear it, and QEMU does, on each that it
+//! receives, for a moment. So nothing here relies on it to look at a vector.
 
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd;
 
 use super::Error;
+use crate::sys;
 
 /// A vector of a peer, to be rung. It may be cloned, and moved to another thread.
 ///
@@ -41,6 +42,9 @@ impl Doorbell {
     }
 
     /// Interrupts the peer. It is one `write(2)`.
+    ///
+    /// It would wait only for a peer that made its own eventfd a blocking one and filled it up
+    /// (2^64 - 2 rings, or one write of that number): the kernel knows no other way to write it.
     ///
     /// # Errors
     /// [`Error::System`] when the descriptor cannot be written to, which an eventfd always can.
@@ -70,7 +74,7 @@ const SPIN: Duration = Duration::from_micros(20);
 /// another `Vector` of the same number, whichever looks first.
 ///
 /// # What a wait costs
-/// A wait that sleeps is two system calls, `poll(2)` and `read(2)`, and being woken. Most of
+/// A wait that sleeps is two system calls, `poll(2)` and `preadv2(2)`, and being woken. Most of
 /// the time goes into the latter, so a wait first looks (reads) for up to 20 µs, as long as
 /// that is worth while: each time that it was in vain, twice as many of the waits that follow
 /// sleep at once, up to 1,024. [`spin`](Self::spin) says how long, 0 for never.
@@ -183,21 +187,10 @@ impl AsFd for Vector {
     }
 }
 
-/// How often an eventfd was written to; 0 resets nothing.
+/// How often an eventfd was written to; 0 if it was not.
 pub(super) fn take(eventfd: &Doorbell) -> Result<u64, Error> {
-    let mut bytes = [0; 8];
-    loop {
-        return match unistd::read(eventfd, &mut bytes) {
-            Ok(8) => Ok(u64::from_ne_bytes(bytes)),
-            Err(Errno::EAGAIN) => Ok(0),
-            Err(Errno::EINTR) => continue,
-            Ok(_) => Err(Error::System {
-                action: "read a vector",
-                source: io::ErrorKind::UnexpectedEof.into(),
-            }),
-            Err(errno) => Err(Error::System { action: "read a vector", source: errno.into() }),
-        };
-    }
+    sys::take_count(eventfd.as_fd())
+        .map_err(|source| Error::System { action: "read a vector", source })
 }
 
 /// A time as poll(2) wants it, rounded up.
