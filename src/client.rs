@@ -63,6 +63,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 mod book;
@@ -336,6 +337,15 @@ impl Client {
                 return Ok(events);
             }
         }
+    }
+
+    /// Whether [`dispatch`](Self::dispatch) has something to tell, or to take in, now.
+    ///
+    /// A loop that tells of a change only (edge-triggered: tokio, mio) dispatches until this
+    /// is false. That nothing happened in a `dispatch` does not mean that nothing is left.
+    pub fn is_ready(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Takes what is ready; false if nothing is.

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
@@ -384,6 +385,19 @@ impl Server {
         let events = count.map(|count| self.handle(&ready[..count]));
         self.ready = ready;
         events
+    }
+}
+
+impl Server {
+    /// Whether [`dispatch`](Self::dispatch) has something to do now.
+    ///
+    /// A loop that tells of a change only (edge-triggered: tokio, mio) dispatches until this
+    /// is false. That nothing happened in a `dispatch` does not mean that nothing is left. A
+    /// [`Stopper`] and [`wake_on`](Self::wake_on) are not for such a loop: what they make
+    /// ready stays so.
+    pub fn is_ready(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 }
 

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The examples are run, not only built; and a Rust caller of the library gets nothing that only the programs need.
+
+// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+#![deny(unsafe_code)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use ivshmem_server::client::Client;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tempfile::TempDir;
+
+use common::daemon::Daemon;
+use common::peer::Peer;
+use common::{text_of, wait_for, wait_for_exit};
+
+/// A running example. Dropped, it is killed.
+struct Example {
+    child: Child,
+    dir: TempDir,
+}
+
+impl Example {
+    #[track_caller]
+    fn start(name: &str, socket: impl FnOnce(&Path) -> PathBuf) -> (Self, PathBuf) {
+        let test = std::env::current_exe().expect("this program has a path");
+        let target = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+        let program = target.join("examples").join(name);
+        assert!(
+            program.exists(),
+            "{} is not there; `cargo test` builds it unless it is told of a --test: \
+             cargo build --examples",
+            program.display()
+        );
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let socket = socket(dir.path());
+        let output = File::create(dir.path().join("output")).expect("a file");
+        let child = Command::new(program)
+            .arg(&socket)
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone().expect("dup"))
+            .stderr(output)
+            .spawn()
+            .expect("it starts");
+        (Self { child, dir }, socket)
+    }
+
+    fn output(&self) -> String {
+        text_of(&self.dir.path().join("output"))
+    }
+
+    #[track_caller]
+    fn says(&self, text: &str) {
+        wait_for(&format!("{text:?} from the example"), || {
+            self.output().contains(text).then_some(())
+        });
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- output of the example ---\n{}", self.output());
+        }
+    }
+}
+
+/// A server example serves peers that come and go, and a crowd that comes at once.
+#[track_caller]
+fn serves(name: &str) -> (Example, PathBuf) {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
+    let (example, socket) = Example::start(name, |dir| dir.join("socket"));
+    example.says("listening at ");
+    let mut one = Peer::join(&socket, 2);
+    let two = Peer::join(&socket, 2);
+    one.wait_for_peer(1);
+    one.ring(1, 1);
+    assert_eq!(two.take_rung(), [1].into());
+    drop(two);
+    one.wait_for_goodbye(1);
+    // More messages than a socket holds, for one that does not read meanwhile.
+    let crowd: Vec<_> =
+        (0..200).map(|_| UnixStream::connect(&socket).expect("it listens")).collect();
+    one.wait_for_peer(201);
+    drop(crowd);
+    (2..=201).for_each(|id| one.wait_for_goodbye(id));
+    (example, socket)
+}
+
+#[test]
+fn a_server_in_fifteen_lines_serves() {
+    serves("server");
+    let source = include_str!("../examples/server.rs");
+    let lines = source.lines().filter(|line| !line.starts_with("//") && !line.is_empty());
+    assert!(lines.count() <= 15);
+}
+
+#[test]
+fn a_server_in_tokios_loop_serves_until_the_loop_ends() {
+    ends_with_its_input("tokio_server");
+}
+
+#[test]
+fn a_server_in_mios_loop_serves_until_the_loop_ends() {
+    ends_with_its_input("mio_server");
+}
+
+#[track_caller]
+fn ends_with_its_input(name: &str) {
+    let (mut example, socket) = serves(name);
+    drop(example.child.stdin.take());
+    let status = wait_for_exit(&mut example.child, name);
+    assert!(status.success(), "{status}");
+    assert!(!socket.exists(), "a server that is dropped removes its socket");
+}
+
+#[test]
+fn a_client_counts_for_whoever_rings_it() {
+    let daemon = Daemon::builder().vectors(2).start();
+    let mut guest = Client::connect(daemon.socket_path()).expect("a server");
+    let (mut example, _) = Example::start("client", |_| daemon.socket_path().to_owned());
+    example.says("peer 1, 1048576 bytes");
+    wait_for("it joins", || {
+        guest.dispatch().expect("it works");
+        guest.peer(1)
+    });
+    for number in 1..=3 {
+        guest.ring(1, 0).expect("it is here");
+        let mut rung = guest.vector(1).expect("it has two");
+        assert!(rung.wait(Some(common::PATIENCE)).expect("it can wait").is_some(), "no answer");
+        assert_eq!(guest.memory().load_u32(0).expect("aligned"), number);
+        guest.dispatch().expect("it works");
+    }
+    daemon.stop();
+    let status = wait_for_exit(&mut example.child, "the client");
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn the_library_alone_depends_on_nothing_that_only_the_programs_need() {
+    let tree = |arguments: &[&str]| -> BTreeSet<String> {
+        let output = Command::new(env!("CARGO"))
+            .args(["tree", "--offline", "-e", "normal", "--prefix", "none", "--format", "{p}"])
+            .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+            .args(arguments)
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let names = text.lines().filter_map(|line| line.split_whitespace().next());
+        names.map(str::to_owned).collect()
+    };
+    let direct = tree(&["--no-default-features", "--depth", "1"]);
+    assert_eq!(
+        direct,
+        ["ivshmem-server", "libc", "log", "nix", "thiserror"].map(str::to_owned).into()
+    );
+    let whole = tree(&["--no-default-features"]);
+    let theirs = [
+        "bitflags",
+        "cfg-if",
+        "memoffset",
+        "proc-macro2",
+        "quote",
+        "syn",
+        "thiserror-impl",
+        "unicode-ident",
+    ];
+    for name in &whole {
+        assert!(direct.contains(name) || theirs.contains(&name.as_str()), "{name} in {whole:?}");
+    }
+    let with_programs = tree(&[]);
+    assert!(with_programs.contains("clap") && with_programs.contains("rustyline"));
+}
