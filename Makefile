@@ -7,11 +7,11 @@ PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
-PROGRAMS = ivshmem-server
+PROGRAMS = ivshmem-server ivshmem-client
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run check install uninstall header clean
+.PHONY: all help run check bench soak fuzz install uninstall header clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release
@@ -27,6 +27,24 @@ run: ## Start a server in the foreground and say how to attach a QEMU
 
 check: ## Install what the tests need, and run them all
 	@scripts/check
+
+bench: ## Measure: OTHER=/path/to/another/ivshmem-server for a comparison
+	@scripts/rust && scripts/need cc:gcc
+	$(CARGO) bench --bench scale -- $(if $(OTHER),--other $(OTHER))
+	$(CARGO) bench --bench hostile
+
+soak: ## Churn, stalls and kills for some minutes: SOAK_SECONDS=180 SOAK_SEED=
+	@scripts/rust && scripts/need cc:gcc
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),180) $(CARGO) test --test soak -- --nocapture
+
+fuzz: ## Fuzz what is parsed, and the server: FUZZ_SECONDS=60 for each target
+	@scripts/rust && scripts/need cc:gcc c++:g++
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	set -e; for target in number command_line interleave client; do \
+		mkdir -p fuzz/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target \
+			-- -max_total_time=$(or $(FUZZ_SECONDS),60); \
+	done
 
 # `make` first, as whoever is allowed to install need not be able to build.
 install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=

@@ -101,8 +101,12 @@ fn install() -> Tree {
         let name = library.file_name().expect("a file");
         fs::copy(&library, built.path().join(name)).expect("a library can be copied");
     }
-    fs::copy(env!("CARGO_BIN_EXE_ivshmem-server"), built.path().join("ivshmem-server"))
-        .expect("the program can be copied");
+    for (name, program) in [
+        ("ivshmem-server", env!("CARGO_BIN_EXE_ivshmem-server")),
+        ("ivshmem-client", env!("CARGO_BIN_EXE_ivshmem-client")),
+    ] {
+        fs::copy(program, built.path().join(name)).expect("the program was built");
+    }
     make("install", built.path(), root.path());
     Tree { _built: built, root }
 }
@@ -190,6 +194,7 @@ fn the_installed_program_runs_and_uninstall_leaves_no_file() {
     let tree = install();
     assert_eq!(tree.pkg_config(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
     expect_success(Command::new(tree.path("usr/bin/ivshmem-server")).arg("-h"));
+    expect_success(Command::new(tree.path("usr/bin/ivshmem-client")).arg("-h"));
     assert!(tree.path("usr/include/ivshmem-server.h").is_file());
     make("uninstall", tree._built.path(), tree.root.path());
     let left = words(
