@@ -12,6 +12,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use c::{PRIVATE_LIBRARIES, expect_success, need, project, shared_library, static_library, words};
 use tempfile::TempDir;
@@ -147,7 +149,15 @@ impl Tree {
         };
         expect("Using POSIX shared memory: ");
         expect("create & bind socket ");
-        let client = UnixStream::connect(&socket).expect("it listens");
+        // The line comes before what it says is done.
+        let patience = Instant::now() + Duration::from_secs(10);
+        let client = loop {
+            match UnixStream::connect(&socket) {
+                Ok(client) => break client,
+                Err(error) if Instant::now() > patience => panic!("it does not listen: {error}"),
+                Err(_) => thread::sleep(Duration::from_millis(1)),
+            }
+        };
         expect("accept()=");
         expect("new peer id = 0");
         drop(client);
