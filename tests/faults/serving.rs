@@ -234,7 +234,9 @@ fn stop_with(faults: &str, leaves: bool) -> String {
 fn one_call_that_fails_at_the_end_is_still_a_clean_exit() {
     let calls = strace::calls(&stop_with("", false));
     for row in MATRIX.iter().filter(|row| row.phase == Phase::Stop) {
-        assert!(calls.iter().any(|call| call.name == row.call), "no {} at the end", row.call);
+        let made = calls.iter().any(|call| call.name == row.call);
+        // The wait that SIGTERM ends may have begun before it could be traced.
+        assert!(made || row.call == "epoll_wait", "no {} at the end", row.call);
     }
     let mut sum = 0;
     for call in &calls {
