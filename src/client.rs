@@ -150,6 +150,24 @@ impl Peer {
 /// A peer of guests and of other clients. Dropping it is leaving.
 ///
 /// See the [module](self) for how to use it.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem_server::Server::builder().socket_path(&path).vectors(2).start()?;
+/// # let stopper = server.stopper()?;
+/// # let serving = std::thread::spawn(move || server.run());
+/// use ivshmem_server::Client;
+///
+/// let client = Client::connect(&path)?;
+/// for peer in client.peers() {
+///     client.ring_peer(peer.id())?;
+/// }
+/// client.memory().store_u32(0, 1)?;
+/// # stopper.stop();
+/// # serving.join().unwrap()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Client {
     /// None once disconnected.
     socket: Option<UnixStream>,

@@ -11,6 +11,17 @@ use nix::errno::Errno;
 /// Why a server could not be started, or cannot go on.
 ///
 /// Every message names the thing, its value, and what would be right.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// use ivshmem_server::{Error, Server};
+///
+/// let first = Server::builder().socket_path(&path).start()?;
+/// let second = Server::builder().socket_path(&path).start();
+/// assert!(matches!(second, Err(Error::SocketInUse { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

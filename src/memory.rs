@@ -36,6 +36,17 @@ use crate::Error;
 pub(crate) const MAX_SIZE: u64 = 1 << 62;
 
 /// Where the shared memory comes from.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// use ivshmem_server::{MemorySource, Server};
+///
+/// let source = MemorySource::Directory(dir.path().into());
+/// let server = Server::builder().socket_path(&path).memory(source).size(3 << 20).start()?;
+/// assert_eq!(server.memory_size(), 4 << 20, "a power of two");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MemorySource {

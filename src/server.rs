@@ -137,6 +137,23 @@ struct Client {
 ///
 /// Dropping it disconnects every client, and removes the socket's path and the POSIX name of
 /// the shared memory.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// use std::time::Duration;
+/// use ivshmem_server::{Event, Server};
+///
+/// let mut server = Server::builder().socket_path(&path).vectors(2).start()?;
+/// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
+/// for event in server.wait(Some(Duration::from_secs(1)))? {
+///     if let Event::Joined { id, .. } = event {
+///         println!("{:?} is {id}", server.peer(id).expect("just now").credentials()?);
+///     }
+/// }
+/// assert_eq!(server.peers().count(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Server {
     epoll: Epoll,
     timer: TimerFd,
@@ -170,6 +187,17 @@ impl std::fmt::Debug for Server {
 }
 
 /// Stops a [`Server::run`] from another thread.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem_server::Server::builder().socket_path(&path).start()?;
+/// let stopper = server.stopper()?;
+/// let serving = std::thread::spawn(move || server.run());
+/// stopper.stop();
+/// serving.join().expect("no panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Stopper(Arc<EventFd>);
 
@@ -182,6 +210,21 @@ impl Stopper {
 }
 
 /// A client of the server.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem_server::Server::builder().socket_path(&path).start()?;
+/// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
+/// # server.wait(None)?;
+/// // Whoever is far behind does not read, and holds up nobody but itself.
+/// let stuck: Vec<u16> =
+///     server.peers().filter(|peer| peer.behind() > 10_000).map(|peer| peer.id()).collect();
+/// for id in stuck {
+///     server.disconnect(id);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Peer<'a> {
     id: u16,

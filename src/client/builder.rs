@@ -34,6 +34,26 @@ use super::vector::milliseconds;
 use super::{Client, Error};
 
 /// What a client is to be. Made by [`Client::builder`].
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem_server::Server::builder().socket_path(&path).vectors(2).start()?;
+/// # let stopper = server.stopper()?;
+/// # let serving = std::thread::spawn(move || server.run());
+/// use std::time::Duration;
+/// use ivshmem_server::Client;
+///
+/// let client = Client::builder()
+///     .vectors(2)
+///     .memory_size(4 << 20)
+///     .connect_timeout(Duration::from_secs(5))
+///     .connect(&path)?;
+/// assert_eq!(client.vectors(), 2);
+/// # stopper.stop();
+/// # serving.join().unwrap()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Builder {
     vectors: Option<u32>,

@@ -13,6 +13,14 @@ use crate::{MAX_VECTORS, PROTOCOL_VERSION};
 /// what it was asked to.
 ///
 /// Every message names the thing, its value, and what would be right.
+///
+/// ```
+/// use ivshmem_server::client::{Client, Error};
+///
+/// let error = Client::connect("/nowhere").unwrap_err();
+/// assert!(matches!(error, Error::Connect { .. }));
+/// assert!(error.to_string().starts_with("cannot connect to a server at \"/nowhere\""));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

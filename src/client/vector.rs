@@ -23,6 +23,22 @@ use crate::sys;
 /// A vector of a peer, to be rung. It may be cloned, and moved to another thread.
 ///
 /// It stays good to ring after its peer has left; nobody hears it then.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem_server::Server::builder().socket_path(&path).vectors(2).start()?;
+/// # let stopper = server.stopper()?;
+/// # let serving = std::thread::spawn(move || server.run());
+/// # let client = ivshmem_server::Client::connect(&path)?;
+/// # let peer = client.id();
+/// let doorbell = client.doorbell(peer, 1)?;
+/// std::thread::spawn(move || doorbell.ring()).join().expect("no panic")?;
+/// assert_eq!(client.vector(1)?.take()?, 1);
+/// # stopper.stop();
+/// # serving.join().unwrap()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Doorbell(Arc<OwnedFd>);
 

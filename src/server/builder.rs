@@ -29,6 +29,24 @@ enum Door {
 }
 
 /// What a server is to be. Made by [`Server::builder`].
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// use std::os::unix::net::UnixListener;
+/// use ivshmem_server::{MemorySource, Server};
+///
+/// // A socket and a memory of the caller's own.
+/// let listener = UnixListener::bind(&path)?;
+/// let memory = tempfile::tempfile()?;
+/// let server = Server::builder()
+///     .listener(listener)
+///     .memory(MemorySource::Descriptor(memory.into()))
+///     .size(1 << 20)
+///     .start()?;
+/// assert_eq!(server.memory_size(), 1 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Builder {
     door: Option<Door>,
