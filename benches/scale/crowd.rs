@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The clients: one process that joins, reads whatever comes as it comes, and checks it.
+//! The clients, read by one thread that takes whatever comes as it comes.
 //!
-//! It is a process of its own so that the server's CPU is the server's, and so that floor and
-//! servers are read by the very same reader. Nobody leaves here, so every client has to hear
-//! of 0, 1, 2, …, each as often as there are vectors, each time with a descriptor; then each
-//! message can be checked by counting.
+//! While the server sends, such a reader is awake nearly all the time, so the figures are of
+//! sending; `apart` has the readers that sleep.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,21 +12,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::book::{self, Book, SILENCE, answer};
 use crate::process::Failure;
-use crate::sys;
-
-/// With nothing read for so long, what has not come is lost.
-const SILENCE: Duration = Duration::from_secs(3);
-
-/// Version, id, memory.
-const GREETING: u64 = 3;
+use crate::sys::{self, Wait};
 
 struct Client {
     socket: UnixStream,
-    started: Instant,
-    id: u64,
-    got: u64,
-    complete: Option<Duration>,
+    book: Book,
 }
 
 struct Crowd<'a> {
@@ -58,19 +48,10 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
         // What the newest have been told of, the oldest may still have to read.
         let complete = complete && crowd.read_until(|crowd| crowd.got == crowd.expected())?;
         let took = start.elapsed();
-        let mut times: Vec<Duration> =
-            crowd.clients[first..].iter().filter_map(|client| client.complete).collect();
-        times.sort_unstable();
-        let at = |part: f64| times.get(((times.len() as f64 * part) as usize).min(times.len() - 1));
-        println!(
-            "messages {} lost {} seconds {} median {} p99 {}",
-            crowd.got - before,
-            if complete { 0 } else { crowd.expected() - crowd.got },
-            took.as_secs_f64(),
-            at(0.5).map_or(0.0, Duration::as_secs_f64),
-            at(0.99).map_or(0.0, Duration::as_secs_f64),
-        );
-        io::stdout().flush()?;
+        let times: Vec<Duration> =
+            crowd.clients[first..].iter().filter_map(|client| client.book.complete).collect();
+        let lost = if complete { 0 } else { crowd.expected() - crowd.got };
+        answer(crowd.got - before, lost, took, times)?;
     }
     Ok(())
 }
@@ -78,15 +59,14 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
 impl Crowd<'_> {
     /// Messages that all clients together must have read when all is quiet.
     fn expected(&self) -> u64 {
-        let clients = self.clients.len() as u64;
-        clients * (GREETING + clients * self.vectors)
+        book::expected(self.clients.len() as u64, self.vectors)
     }
 
     fn one_after_another(&mut self, count: usize) -> Result<bool, Failure> {
         for _ in 0..count {
             self.connect()?;
             let newest = self.clients.len() - 1;
-            if !self.read_until(|crowd| crowd.clients[newest].complete.is_some())? {
+            if !self.read_until(|crowd| crowd.clients[newest].book.complete.is_some())? {
                 return Ok(false);
             }
         }
@@ -100,7 +80,7 @@ impl Crowd<'_> {
         }
         let mut next = first;
         self.read_until(|crowd| {
-            while crowd.clients.get(next).is_some_and(|client| client.complete.is_some()) {
+            while crowd.clients.get(next).is_some_and(|client| client.book.complete.is_some()) {
                 next += 1;
             }
             next == crowd.clients.len()
@@ -110,18 +90,10 @@ impl Crowd<'_> {
     /// Connects one more. A door that is not there yet, or is full, is waited for.
     fn connect(&mut self) -> Result<(), Failure> {
         let started = Instant::now();
-        let socket = loop {
-            match UnixStream::connect(self.path) {
-                Ok(socket) => break socket,
-                Err(error) if started.elapsed() > SILENCE => {
-                    return Err(format!("cannot connect to {:?}: {error}", self.path).into());
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
-            }
-        };
+        let socket = book::connect(self.path)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, self.clients.len() as u64);
         self.epoll.add(&socket, event)?;
-        self.clients.push(Client { socket, started, id: 0, got: 0, complete: None });
+        self.clients.push(Client { socket, book: Book::new(started) });
         Ok(())
     }
 
@@ -145,38 +117,12 @@ impl Crowd<'_> {
         let vectors = self.vectors;
         let client = &mut self.clients[index];
         loop {
-            let message = match sys::receive(client.socket.as_fd()) {
+            let message = match sys::receive(client.socket.as_fd(), Wait::No) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 result => result?,
             };
-            if message.bytes != sys::MESSAGE {
-                return Err(format!("{} bytes are no message", message.bytes).into());
-            }
-            let wanted = match client.got {
-                0 => (0, false),
-                1 => (message.value, false),
-                2 => (-1, true),
-                n => (((n - GREETING) / vectors) as i64, true),
-            };
-            if (message.value, message.fd.is_some()) != wanted {
-                return Err(format!(
-                    "client {}: message {} is {} (descriptor: {}), not {}",
-                    client.id,
-                    client.got,
-                    message.value,
-                    message.fd.is_some(),
-                    wanted.0
-                )
-                .into());
-            }
-            if client.got == 1 {
-                client.id = u64::try_from(message.value)?;
-            }
-            client.got += 1;
+            client.book.note(&message, vectors)?;
             self.got += 1;
-            if client.complete.is_none() && client.got == GREETING + (client.id + 1) * vectors {
-                client.complete = Some(client.started.elapsed());
-            }
         }
     }
 }

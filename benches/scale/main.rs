@@ -16,6 +16,8 @@ use std::process::{Command, ExitCode};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+mod apart;
+mod book;
 mod crowd;
 mod floor;
 mod measure;
@@ -24,7 +26,7 @@ mod report;
 mod sys;
 
 use floor::How;
-use measure::{Case, Pattern, Subject, measure};
+use measure::{Case, Pattern, Readers, Subject, measure};
 use process::Failure;
 use report::Outcome;
 
@@ -52,6 +54,10 @@ struct Args {
     /// With --clients: only one after another, not all at once
     #[arg(long)]
     one_by_one: bool,
+    /// With --clients: each client is read by a thread of its own, which sleeps until something
+    /// comes, and not all by one thread
+    #[arg(long)]
+    each: bool,
     /// Times that each case is measured
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -61,9 +67,9 @@ struct Args {
     /// The largest sizes too; takes a quarter of an hour
     #[arg(long)]
     large: bool,
-    /// Leave it to the scheduler which CPU a process runs on
+    /// Keep the server on one CPU and the clients on another
     #[arg(long)]
-    no_pin: bool,
+    pin: bool,
     /// Where the figures go
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/../bench/scale.json"))]
     json: PathBuf,
@@ -101,6 +107,10 @@ fn part(part: &[String]) -> Result<(), Failure> {
             pin(cpu)?;
             crowd::run(path.as_ref(), vectors.parse()?)
         }
+        ["apart", path, vectors, cpu] => {
+            pin(cpu)?;
+            apart::run(path.as_ref(), vectors.parse()?)
+        }
         ["floor", path, vectors, how, cpu] => {
             pin(cpu)?;
             let how = How::from_name(how).ok_or("the floor is sendmsg or sendmmsg")?;
@@ -121,8 +131,10 @@ fn cases(args: &Args) -> Vec<Case> {
         clients,
         vectors,
         pattern,
+        readers: if args.each { Readers::Each } else { Readers::One },
         rounds: args.rounds.unwrap_or(rounds),
     };
+    let each = |case: Case| Case { readers: Readers::Each, ..case };
     if let Some(clients) = args.clients {
         let mut cases = Vec::new();
         if !args.at_once {
@@ -135,13 +147,15 @@ fn cases(args: &Args) -> Vec<Case> {
     }
     // Without `--bench` it is cargo test that runs us.
     if args.quick || args.test || !args.bench {
-        return vec![case(20, 1, OneByOne, 2), case(20, 4, AtOnce, 2)];
+        return vec![case(20, 1, OneByOne, 2), each(case(20, 4, AtOnce, 2))];
     }
     let mut cases = vec![
         case(200, 1, OneByOne, 21),
         case(30, 8, OneByOne, 21),
         case(256, 1, OneByOne, 11),
         case(256, 1, AtOnce, 11),
+        each(case(256, 1, OneByOne, 5)),
+        each(case(256, 1, AtOnce, 5)),
         case(100, 1, OneByOne, 21),
         case(1000, 1, OneByOne, 3),
         case(1000, 1, AtOnce, 3),
@@ -174,7 +188,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     if let Some(other) = &args.other {
         subjects.insert(1, server("--other", "other", other)?);
     }
-    let pinned = !args.no_pin && std::thread::available_parallelism()?.get() > 1;
+    let pinned = args.pin && std::thread::available_parallelism()?.get() > 1;
     let cases = cases(args);
     raise_limit(cases.iter().map(|case| case.descriptors()).max().unwrap_or(0));
     let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE)?;

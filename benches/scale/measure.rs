@@ -18,12 +18,22 @@ pub(crate) enum Pattern {
     AtOnce,
 }
 
+/// Who reads for the clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readers {
+    /// One thread, busy with all of them.
+    One,
+    /// A thread for each, which sleeps until something comes.
+    Each,
+}
+
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     pub(crate) clients: u32,
     pub(crate) vectors: u32,
     pub(crate) pattern: Pattern,
+    pub(crate) readers: Readers,
     pub(crate) rounds: u32,
 }
 
@@ -40,7 +50,11 @@ impl std::fmt::Display for Case {
             Pattern::OneByOne => "one after another",
             Pattern::AtOnce => "all at once",
         };
-        write!(f, "{} clients × {} vectors, {pattern}", self.clients, self.vectors)
+        let readers = match self.readers {
+            Readers::One => "",
+            Readers::Each => ", each a sleeping thread",
+        };
+        write!(f, "{} clients × {} vectors, {pattern}{readers}", self.clients, self.vectors)
     }
 }
 
@@ -91,6 +105,10 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
         Pattern::OneByOne => format!("one {}", case.clients),
         Pattern::AtOnce => format!("all {}", case.clients),
     };
+    let readers = match case.readers {
+        Readers::One => "crowd",
+        Readers::Each => "apart",
+    };
     let mut server = match subject {
         Subject::Floor(how) => {
             Process::part(&["floor", path, &vectors, how.name(), if pinned { "0" } else { "-" }])?
@@ -111,7 +129,7 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
         }
     };
     server.listens_at(&socket)?;
-    let mut crowd = Process::part(&["crowd", path, &vectors, if pinned { "1" } else { "-" }])?;
+    let mut crowd = Process::part(&[readers, path, &vectors, if pinned { "1" } else { "-" }])?;
     let cpu = server.cpu()?;
     let memory = server.memory()?;
     if subject.is_floor() {
@@ -123,7 +141,7 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
     let cpu =
         if subject.is_floor() { server.hear()?.get("cpu")? } else { (server.cpu()? - cpu) as f64 };
     let memory = (server.memory()? as f64 - memory as f64) / f64::from(case.clients);
-    // The clients end after the server, to whom each end would be work.
+    // The server first: each client's end would be work for it.
     drop(server);
     Ok(Sample {
         cpu: cpu / messages,

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::measure::{Case, Pattern, Sample, Subject};
+use crate::measure::{Case, Pattern, Readers, Sample, Subject};
 use crate::process::Failure;
 
 /// All samples of one case: for each round, one of each subject.
@@ -113,6 +113,7 @@ impl Outcome {
         json!({
             "clients": self.case.clients,
             "vectors": self.case.vectors,
+            "a_thread_for_each": self.case.readers == Readers::Each,
             "at_once": self.case.pattern == Pattern::AtOnce,
             "messages": self.rounds[0][0].messages,
             "subjects": subjects,
@@ -126,13 +127,11 @@ pub(crate) fn print_bursts(outcomes: &[Outcome], subjects: &[Subject]) {
     for at_once in outcomes.iter().filter(|o| o.case.pattern == Pattern::AtOnce) {
         let same = |o: &&Outcome| {
             o.case.pattern == Pattern::OneByOne
-                && (o.case.clients, o.case.vectors) == (at_once.case.clients, at_once.case.vectors)
+                && (o.case.clients, o.case.vectors, o.case.readers)
+                    == (at_once.case.clients, at_once.case.vectors, at_once.case.readers)
         };
         let Some(one_by_one) = outcomes.iter().find(same) else { continue };
-        println!(
-            "\n{} clients × {} vectors, CPU of all at once / of one after another:",
-            at_once.case.clients, at_once.case.vectors
-        );
+        println!("\n{}, CPU / of one after another:", at_once.case);
         for (burst, single) in at_once.rows(subjects).iter().zip(one_by_one.rows(subjects)) {
             println!(
                 "  {:16} {:.3} (of the least: {:.3})",

@@ -104,8 +104,15 @@ pub(crate) struct Received {
     pub(crate) fd: Option<OwnedFd>,
 }
 
-/// Reads one message, without waiting.
-pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
+/// Whether to wait for a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    Yes,
+    No,
+}
+
+/// Reads one message.
+pub(crate) fn receive(socket: BorrowedFd<'_>, wait: Wait) -> io::Result<Received> {
     let mut value = 0_i64;
     let mut control = Control::new(-1);
     let mut iovec = libc::iovec { iov_base: (&raw mut value).cast(), iov_len: MESSAGE };
@@ -115,7 +122,10 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
     header.msg_iovlen = 1;
     header.msg_control = (&raw mut control).cast();
     header.msg_controllen = size_of::<Control>();
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = match wait {
+        Wait::Yes => libc::MSG_CMSG_CLOEXEC,
+        Wait::No => libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT,
+    };
     // SAFETY: the header names `value` and `control`, which outlive the call.
     let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
     let bytes = usize::try_from(bytes).map_err(|_| io::Error::last_os_error())?;
