@@ -18,7 +18,7 @@ use crate::process::Failure;
 use crate::sys::{self, Received};
 
 /// With nothing read for so long, what has not come is lost.
-pub(crate) const SILENCE: Duration = Duration::from_secs(3);
+pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 
 /// Version, id, memory.
 const GREETING: u64 = 3;
