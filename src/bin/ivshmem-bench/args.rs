@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The command line.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Doorbell round trips between two peers.
+    Doorbell,
+    /// Copies to and from the shared memory.
+    Memory,
+    /// The time to join.
+    Join,
+}
+
+/// Measures what ivshmem peers of this host can expect: doorbell round trips, the shared
+/// memory's throughput, the time to join; each beside what the bare kernel takes for the same.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "ivshmem-bench", version, disable_help_flag = true)]
+#[command(
+    after_help = "With -S the peers of this program join a server that others may use: an id \
+                  that they had is not given again while anybody stays who was told of it, and \
+                  the memory is only read unless --overwrite is said."
+)]
+pub(crate) struct Args {
+    /// Show this help
+    #[arg(short = 'h', long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+
+    /// Use the server at this socket, and not one of this program's own
+    #[arg(short = 'S', long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Vectors of each peer of the own server; with -S it is the server that says
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "VECTORS",
+        default_value_t = 1,
+        conflicts_with = "socket"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=2048))]
+    pub(crate) vectors: u32,
+
+    /// Measure only this; may be said more than once
+    #[arg(long, value_name = "WHAT")]
+    only: Vec<Part>,
+
+    /// Doorbell round trips in each round, of each kind
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    pub(crate) trips: u32,
+
+    /// Rounds; library and bare kernel take turns in each
+    #[arg(short, long, value_name = "N", default_value_t = 21)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) rounds: u32,
+
+    /// Clients that join, one after another
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) joins: u32,
+
+    /// With -S: measure writing too, and so destroy what is in the shared memory
+    #[arg(long, requires = "socket")]
+    pub(crate) overwrite: bool,
+
+    /// Write one JSON object, and no table
+    #[arg(short, long)]
+    pub(crate) json: bool,
+
+    /// Be the other peer of a measurement
+    #[arg(long, hide = true, num_args = 1.., exclusive = true)]
+    pub(crate) echo: Vec<String>,
+}
+
+impl Args {
+    /// Whether this is to be measured.
+    pub(crate) fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// Whether the shared memory may be written to.
+    pub(crate) fn may_write(&self) -> bool {
+        self.socket.is_none() || self.overwrite
+    }
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Two ways to ring and be rung: through the library, and by bare system calls on eventfds.
+//!
+//! What uses them is generic over them, so the compiler makes the same loop of both.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use ivshmem_server::client::{Doorbell, Vector};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd;
+
+use crate::Failure;
+
+/// The other peer answers within this, or is no more.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Looks of a busy receiver before it gives up: some ten seconds.
+const LOOKS: u64 = 1 << 26;
+
+/// How a receiver waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receiver {
+    /// It sleeps until it is rung.
+    Blocking,
+    /// It looks again and again.
+    Busy,
+}
+
+impl Receiver {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Blocking => "blocking",
+            Self::Busy => "busy",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Blocking, Self::Busy].into_iter().find(|receiver| receiver.name() == name)
+    }
+}
+
+/// One peer's end: the other's doorbell, and the own vector.
+pub(crate) trait Bell {
+    /// Rings the other.
+    fn ring(&self) -> Result<(), Failure>;
+
+    /// Takes what was rung, if anything was.
+    fn take(&self) -> Result<bool, Failure>;
+
+    /// Sleeps until it is rung, `limit` at most; whether it was.
+    fn sleep(&mut self, limit: Option<Duration>) -> Result<bool, Failure>;
+
+    /// Waits to be rung.
+    fn wait(&mut self, receiver: Receiver) -> Result<(), Failure> {
+        let rung = match receiver {
+            Receiver::Blocking => self.sleep(Some(PATIENCE))?,
+            Receiver::Busy => {
+                let mut rung = self.take()?;
+                let mut looks = 1;
+                while !rung && looks < LOOKS {
+                    rung = self.take()?;
+                    looks += 1;
+                }
+                rung
+            }
+        };
+        if rung { Ok(()) } else { Err("the other peer does not answer".into()) }
+    }
+}
+
+/// Through the library.
+pub(crate) struct Library {
+    pub(crate) other: Doorbell,
+    pub(crate) own: Vector,
+}
+
+impl Bell for Library {
+    fn ring(&self) -> Result<(), Failure> {
+        Ok(self.other.ring()?)
+    }
+
+    fn take(&self) -> Result<bool, Failure> {
+        Ok(self.own.take()? > 0)
+    }
+
+    fn sleep(&mut self, limit: Option<Duration>) -> Result<bool, Failure> {
+        Ok(self.own.wait(limit)?.is_some())
+    }
+}
+
+/// By `write`, `poll` and `read` on non-blocking eventfds, as the protocol has them.
+pub(crate) struct Bare {
+    pub(crate) other: OwnedFd,
+    pub(crate) own: OwnedFd,
+}
+
+impl Bell for Bare {
+    fn ring(&self) -> Result<(), Failure> {
+        unistd::write(&self.other, &1_u64.to_ne_bytes())?;
+        Ok(())
+    }
+
+    fn take(&self) -> Result<bool, Failure> {
+        match unistd::read(&self.own, &mut [0; 8]) {
+            Ok(_) => Ok(true),
+            Err(Errno::EAGAIN) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn sleep(&mut self, limit: Option<Duration>) -> Result<bool, Failure> {
+        let limit = limit.map_or(Ok(PollTimeout::NONE), PollTimeout::try_from)?;
+        poll(&mut [PollFd::new(self.own.as_fd(), PollFlags::POLLIN)], limit)?;
+        self.take()
+    }
+}

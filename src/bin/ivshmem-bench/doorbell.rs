@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Doorbell round trips: one peer rings, the other, a process of its own, rings back.
+//!
+//! The pair that goes through the library and the pair on bare eventfds take turns, and ratios
+//! are taken within a round: whatever else the machine does, it does to both.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ivshmem_server::Client;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+
+use crate::Failure;
+use crate::bell::{Bare, Bell, Library, Receiver};
+use crate::host::Host;
+use crate::stats::{Spread, median};
+
+/// How long the other peer may take to join.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What came out for one kind of receiver.
+pub(crate) struct Outcome {
+    pub(crate) receiver: Receiver,
+    pub(crate) library: Spread,
+    pub(crate) bare: Spread,
+    /// The middle of the rounds' ratios of their medians.
+    pub(crate) ratio: f64,
+}
+
+/// The other peer's process, ended when dropped.
+struct Echo(Child);
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Echo {
+    fn start(
+        words: &[&str],
+        stdin: OwnedFd,
+        stdout: Stdio,
+    ) -> Result<(Self, Option<ChildStdout>), Failure> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("--echo")
+            .args(words)
+            .stdin(stdin)
+            .stdout(stdout)
+            .spawn()
+            .map_err(|error| format!("cannot start the other peer: {error}"))?;
+        let output = child.stdout.take();
+        Ok((Self(child), output))
+    }
+}
+
+/// Measures both pairs. Calls `tick` after each round.
+pub(crate) fn measure(
+    host: &Host,
+    receiver: Receiver,
+    trips: u32,
+    rounds: u32,
+    tick: impl Fn(),
+) -> Result<Outcome, Failure> {
+    // Either stays alive to the end; the one whose turn it is not sleeps.
+    let (_bare_echo, mut bare) = bare(receiver, trips)?;
+    let (_client, _library_echo, mut library) = library(host, receiver, trips)?;
+    let mut all = (Vec::new(), Vec::new());
+    let mut ratios = Vec::new();
+    for round in 0..rounds {
+        let (by_library, by_hand) = if round % 2 == 0 {
+            let by_library = turn(&mut library, receiver, trips)?;
+            (by_library, turn(&mut bare, receiver, trips)?)
+        } else {
+            let by_hand = turn(&mut bare, receiver, trips)?;
+            (turn(&mut library, receiver, trips)?, by_hand)
+        };
+        ratios.push(median(&by_library) / median(&by_hand));
+        all.0.extend(by_library);
+        all.1.extend(by_hand);
+        tick();
+    }
+    Ok(Outcome {
+        receiver,
+        library: Spread::of(all.0),
+        bare: Spread::of(all.1),
+        ratio: median(&ratios),
+    })
+}
+
+/// One pair's turn: seconds of each round trip but the first, which woke the other peer.
+fn turn(bell: &mut impl Bell, receiver: Receiver, trips: u32) -> Result<Vec<f64>, Failure> {
+    let mut times = Vec::with_capacity(trips as usize);
+    for _ in 0..trips {
+        let start = Instant::now();
+        bell.ring()?;
+        bell.wait(receiver)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.remove(0);
+    Ok(times)
+}
+
+fn bare(receiver: Receiver, trips: u32) -> Result<(Echo, Bare), Failure> {
+    let eventfd = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+    let (there, here) = (eventfd()?, eventfd()?);
+    let words = ["bare", receiver.name(), &trips.to_string()];
+    let (stdin, stdout) = (there.as_fd().try_clone_to_owned()?, here.as_fd().try_clone_to_owned()?);
+    let (echo, _) = Echo::start(&words, stdin, stdout.into())?;
+    Ok((echo, Bare { other: there.into(), own: here.into() }))
+}
+
+fn library(
+    host: &Host,
+    receiver: Receiver,
+    trips: u32,
+) -> Result<(Client, Echo, Library), Failure> {
+    let mut client = host.join()?;
+    let (trips, id) = (trips.to_string(), client.id().to_string());
+    let vectors = host.vectors().to_string();
+    let words = ["library", receiver.name(), &trips, &id, &vectors];
+    let socket = UnixStream::connect(host.socket())?;
+    let (echo, output) = Echo::start(&words, socket.into(), Stdio::piped())?;
+    let mut line = String::new();
+    BufReader::new(output.ok_or("the other peer has no output")?).read_line(&mut line)?;
+    let other: u16 = line.trim().parse().map_err(|_| "the other peer could not join")?;
+    let deadline = Instant::now() + PATIENCE;
+    while client.peer(other).is_none() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(format!("the server does not tell of peer {other}").into());
+        }
+        client.wait(Some(left))?;
+    }
+    // Without a look before it sleeps, as the bare one has none.
+    let own = client.vector(0)?.spin(Duration::ZERO);
+    let bell = Library { other: client.doorbell(other, 0)?, own };
+    Ok((client, echo, bell))
+}
+
+/// Is the other peer, until it is killed.
+pub(crate) fn echo(words: &[String]) -> Result<(), Failure> {
+    // Whatever ends the one that measures must not leave this one asleep for ever.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    match *words {
+        ["bare", receiver, trips] => {
+            let other = io::stdout().as_fd().try_clone_to_owned()?;
+            answer(&mut Bare { other, own: stdin }, receiver, trips)
+        }
+        ["library", receiver, trips, other, vectors] => {
+            let client = Client::builder().vectors(vectors.parse()?).adopt(stdin)?;
+            let own = client.vector(0)?.spin(Duration::ZERO);
+            let mut bell = Library { other: client.doorbell(other.parse()?, 0)?, own };
+            writeln!(io::stdout(), "{}", client.id())?;
+            answer(&mut bell, receiver, trips)
+        }
+        _ => Err("--echo is for this program itself".into()),
+    }
+}
+
+/// Answers turn after turn. The first ring of a turn is waited for asleep.
+fn answer(bell: &mut impl Bell, receiver: &str, trips: &str) -> Result<(), Failure> {
+    let receiver = Receiver::from_name(receiver).ok_or("a receiver is blocking or busy")?;
+    let trips: u32 = trips.parse()?;
+    loop {
+        while !bell.sleep(None)? {}
+        bell.ring()?;
+        for _ in 1..trips {
+            bell.wait(receiver)?;
+            bell.ring()?;
+        }
+    }
+}
