@@ -11,7 +11,7 @@ int main(void)
     } set;
     fd_set before, peers;
     char path[128];
-    int maxfd, client, top, last, pipes[2];
+    int maxfd, client, newcomer, top, last, pipes[2];
 
     begin();
     start(&server, 1);
@@ -34,7 +34,7 @@ int main(void)
     before = set.fds;
 
     /* with none of ours, or a maxfd below ours, the newcomer stays at the door */
-    close(connect_to(socket_path));
+    newcomer = connect_to(socket_path);
     FD_ZERO(&set.fds);
     CHECK(ivshmem_server_handle_fds(&server, &set.fds, FD_SETSIZE) == 0);
     FD_SET(pipes[0], &set.fds);
@@ -52,6 +52,7 @@ int main(void)
     CHECK(server.cur_id == 1);
     CHECK(ivshmem_server_handle_fds(&server, &set.fds, server.sock_fd + 1) == 0);
     CHECK(server.cur_id == 2);
+    close(newcomer);
     /* a maxfd beyond the set is the set's end; one that is gone is seen in any turn */
     CHECK(ivshmem_server_handle_fds(&server, &set.fds, 0x7fffffff) == 0);
     SERVE_UNTIL(&server, list_length(&server) == 1);
