@@ -106,6 +106,7 @@ fn install() -> Tree {
     for (name, program) in [
         ("ivshmem-server", env!("CARGO_BIN_EXE_ivshmem-server")),
         ("ivshmem-client", env!("CARGO_BIN_EXE_ivshmem-client")),
+        ("ivshmem-bench", env!("CARGO_BIN_EXE_ivshmem-bench")),
     ] {
         fs::copy(program, built.path().join(name)).expect("the program was built");
     }
@@ -203,8 +204,9 @@ fn the_example_builds_and_runs_with_the_installed_static_library() {
 fn the_installed_program_runs_and_uninstall_leaves_no_file() {
     let tree = install();
     assert_eq!(tree.pkg_config(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
-    expect_success(Command::new(tree.path("usr/bin/ivshmem-server")).arg("-h"));
-    expect_success(Command::new(tree.path("usr/bin/ivshmem-client")).arg("-h"));
+    for program in ["ivshmem-server", "ivshmem-client", "ivshmem-bench"] {
+        expect_success(Command::new(tree.path("usr/bin").join(program)).arg("-h"));
+    }
     assert!(tree.path("usr/include/ivshmem-server.h").is_file());
     make("uninstall", tree._built.path(), tree.root.path());
     let left = words(
