@@ -26,7 +26,7 @@ mod report;
 mod sys;
 
 use floor::How;
-use measure::{Case, Pattern, Readers, Subject, measure};
+use measure::{Case, Pattern, Readers, Sample, Subject, measure};
 use process::Failure;
 use report::Outcome;
 
@@ -207,7 +207,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
         Subject::Floor(How::Sendmmsg),
     ];
     if let Some(other) = &args.other {
-        subjects.insert(1, server("--other", "other", other)?);
+        subjects.insert(1, server("--other", measure::OTHER, other)?);
     }
     let pinned = args.pin && std::thread::available_parallelism()?.get() > 1;
     let cases = cases(args);
@@ -225,14 +225,26 @@ fn bench(args: &Args) -> Result<(), Failure> {
             continue;
         }
         let mut rounds = Vec::new();
+        let mut failed = Vec::new();
         for turn in 0..case.rounds as usize {
             let mut samples = vec![None; subjects.len()];
             for n in 0..subjects.len() {
                 // Each round begins with another one.
                 let n = (n + turn) % subjects.len();
-                let sample = measure(&subjects[n], case, pinned)
-                    .map_err(|error| format!("{case}: {}: {error}", subjects[n].name()))?;
-                samples[n] = Some(sample);
+                let sample = if failed.contains(&n) {
+                    Ok(Sample::FAILED)
+                } else {
+                    measure(&subjects[n], case, pinned)
+                };
+                samples[n] = Some(match sample {
+                    Err(error) if subjects[n].is_other() => {
+                        println!("\n{case}: the other server did not manage: {error}");
+                        failed.push(n);
+                        Sample::FAILED
+                    }
+                    result => result
+                        .map_err(|error| format!("{case}: {}: {error}", subjects[n].name()))?,
+                });
             }
             rounds.push(samples.into_iter().flatten().collect());
         }

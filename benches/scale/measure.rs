@@ -58,6 +58,9 @@ impl std::fmt::Display for Case {
     }
 }
 
+/// The name of a server that is not ours.
+pub(crate) const OTHER: &str = "other";
+
 /// Who is measured.
 #[derive(Clone, Debug)]
 pub(crate) enum Subject {
@@ -73,6 +76,11 @@ impl Subject {
             Self::Server { name, .. } => (*name).into(),
             Self::Floor(how) => format!("floor, {}", how.name()),
         }
+    }
+
+    /// Whether it may fail: another server has limits of its own.
+    pub(crate) fn is_other(&self) -> bool {
+        matches!(self, Self::Server { name: OTHER, .. })
     }
 
     pub(crate) fn is_floor(&self) -> bool {
@@ -93,6 +101,18 @@ pub(crate) struct Sample {
     pub(crate) p99: f64,
     /// Bytes of memory of its own that the server took for each client.
     pub(crate) memory: f64,
+}
+
+impl Sample {
+    /// Of a server that did not manage.
+    pub(crate) const FAILED: Self = Self {
+        cpu: f64::NAN,
+        messages: f64::NAN,
+        lost: f64::NAN,
+        median: f64::NAN,
+        p99: f64::NAN,
+        memory: f64::NAN,
+    };
 }
 
 /// Measures `subject` once.

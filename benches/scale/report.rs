@@ -42,7 +42,8 @@ fn middle(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 fn least(values: impl Iterator<Item = f64>) -> f64 {
-    values.fold(f64::INFINITY, f64::min)
+    // Not a number, where there is none.
+    values.fold(f64::NAN, f64::min)
 }
 
 impl Outcome {
