@@ -60,6 +60,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -177,7 +178,8 @@ pub struct Client {
     book: Book,
     /// The peer that the server told of last.
     telling: Option<u16>,
-    epoll: Epoll,
+    /// Watches the server and the vectors; a vector that is taken goes back to it.
+    epoll: Arc<Epoll>,
     ready: Vec<EpollEvent>,
 }
 
@@ -224,7 +226,8 @@ impl Client {
         let ready = vec![EpollEvent::empty(); READY];
         let socket = Some(socket);
         let telling = book.peers.iter().find(|(_, entry)| !entry.announced).map(|(&id, _)| id);
-        let client = Self { socket, reader, id, memory, book, telling, epoll, ready };
+        let client =
+            Self { socket, reader, id, memory, book, telling, epoll: Arc::new(epoll), ready };
         if let Some(socket) = &client.socket {
             client.watch(socket.as_fd(), SERVER)?;
         }
@@ -311,16 +314,17 @@ impl Client {
         self.book.vector(peer, vector).cloned()
     }
 
-    /// One of the client's own vectors, to wait on by itself.
+    /// Takes one of the client's own vectors out of it, to wait on it by itself. Until that is
+    /// dropped, this client does not tell of its being rung.
     ///
     /// # Errors
-    /// [`Error::UnknownVector`].
+    /// [`Error::UnknownVector`]; [`Error::VectorTaken`] while there is one.
     pub fn vector(&self, vector: u32) -> Result<Vector, Error> {
         let peer = self.id;
         let has = self.vectors();
         let own = self.book.own.get(vector as usize);
         let eventfd = own.ok_or(Error::UnknownVector { peer, vector, has })?;
-        Ok(Vector::new(eventfd.clone(), vector))
+        Vector::new(eventfd.clone(), vector, Arc::clone(&self.epoll))
     }
 
     /// Says what happened since the last time, without waiting.
@@ -345,11 +349,7 @@ impl Client {
         let mut events = Vec::new();
         loop {
             let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-            let time = left.map_or(EpollTimeout::NONE, |left| {
-                EpollTimeout::try_from(left.as_nanos().div_ceil(1_000_000))
-                    .unwrap_or(EpollTimeout::MAX)
-            });
-            let woken = self.look(time, &mut events)?;
+            let woken = self.look(vector::milliseconds(left), &mut events)?;
             // Part of a message, or of a peer, is nothing to tell of yet.
             if !events.is_empty() || !woken || left.is_some_and(|left| left.is_zero()) {
                 return Ok(events);

@@ -203,6 +203,12 @@ pub enum Error {
         /// How many it has.
         has: u32,
     },
+    /// The vector is waited on elsewhere.
+    #[error("vector {vector} is taken already; share that `Vector`, or drop it first")]
+    VectorTaken {
+        /// The vector asked for.
+        vector: u32,
+    },
     /// A system call that the client itself needs failed.
     #[error("cannot {action}: {source}")]
     System {

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollTimeout;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd;
 
@@ -80,20 +81,22 @@ impl AsFd for Doorbell {
     }
 }
 
-/// The longest that a wait looks before it sleeps, if it is not said.
-const SPIN: Duration = Duration::from_micros(20);
+/// The most waits that sleep at once before another one looks.
+const MOST_SLEEPY: u32 = 1024;
 
-/// A vector of the client's own, to wait on: the fast way, for one vector, and if need be in
-/// a thread of its own. Made by [`Client::vector`](super::Client::vector).
+/// A vector of the client's own, taken out of it to be waited on by itself: the fast way, and
+/// if need be in a thread of its own. Made by [`Client::vector`](super::Client::vector).
 ///
-/// What is rung is seen once: by this, or by [`Client::wait`](super::Client::wait), or by
-/// another `Vector` of the same number, whichever looks first.
+/// While there is one, [`Client::wait`](super::Client::wait) does not tell of this vector;
+/// when it is dropped, the client does so again, also of what nobody had seen.
 ///
 /// # What a wait costs
-/// A wait that sleeps is two system calls, `poll(2)` and `preadv2(2)`, and being woken. Most of
-/// the time goes into the latter, so a wait first looks (reads) for up to 20 µs, as long as
-/// that is worth while: each time that it was in vain, twice as many of the waits that follow
-/// sleep at once, up to 1,024. [`spin`](Self::spin) says how long, 0 for never.
+/// A wait that sleeps is one system call and being woken. It does not take the count out of
+/// the eventfd, since that would be one more: so it can tell that the vector was rung, and not
+/// how often.
+///
+/// Most of the time goes into being woken. Where a processor can be spared, a wait that first
+/// [looks](Self::spin) for a while saves that.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -108,7 +111,7 @@ const SPIN: Duration = Duration::from_micros(20);
 /// let mut vector = client.vector(0)?;
 /// let waiting = std::thread::spawn(move || vector.wait(Some(Duration::from_secs(10))));
 /// client.ring(client.id(), 0)?;
-/// assert_eq!(waiting.join().unwrap()?, Some(1));
+/// assert!(waiting.join().expect("no panic")?);
 /// # stopper.stop();
 /// # serving.join().unwrap()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -117,6 +120,11 @@ const SPIN: Duration = Duration::from_micros(20);
 pub struct Vector {
     eventfd: Doorbell,
     number: u32,
+    /// The client's, which this vector goes back to.
+    home: Arc<Epoll>,
+    /// What a wait sleeps on, made by the first: an epoll that tells of each ring once, read or
+    /// not (edge-triggered).
+    edge: Option<Epoll>,
     /// The longest that a wait looks before it sleeps.
     longest: Duration,
     /// Waits that are to sleep at once.
@@ -125,12 +133,23 @@ pub struct Vector {
     penalty: u32,
 }
 
-/// The most waits that sleep at once before another one looks.
-const MOST_SLEEPY: u32 = 1024;
-
 impl Vector {
-    pub(super) fn new(eventfd: Doorbell, number: u32) -> Self {
-        Self { eventfd, number, longest: SPIN, sleepy: 0, penalty: 1 }
+    /// Takes a vector out of the client that watches it by `home`.
+    pub(super) fn new(eventfd: Doorbell, number: u32, home: Arc<Epoll>) -> Result<Self, Error> {
+        match home.delete(&eventfd) {
+            Ok(()) => {}
+            Err(Errno::ENOENT) => return Err(Error::VectorTaken { vector: number }),
+            Err(errno) => return Err(failed(errno)),
+        }
+        Ok(Self {
+            eventfd,
+            number,
+            home,
+            edge: None,
+            longest: Duration::ZERO,
+            sleepy: 0,
+            penalty: 1,
+        })
     }
 
     /// Its number, from 0.
@@ -138,13 +157,21 @@ impl Vector {
         self.number
     }
 
-    /// Looks for `longest` before it sleeps, where that is worth while; 0 is never.
+    /// Has each wait look again and again, for `longest` at most, before it sleeps; 0, which it
+    /// is if it is not said, is to sleep at once. Some 20 µs are enough for a peer that answers
+    /// at once.
+    ///
+    /// It needs a processor for itself: on one that the peer has to wait for, it is slower. So
+    /// each time that it was in vain, twice as many of the waits that follow sleep at once, up
+    /// to 1,024.
     pub fn spin(mut self, longest: Duration) -> Self {
         self.longest = longest;
         self
     }
 
-    /// How often it was rung since it was last looked at, without waiting; 0 if it was not.
+    /// How often it was rung since the last time that this was asked, without waiting. What a
+    /// [`wait`](Self::wait) told of counts as well. To wait by asking again and again is
+    /// quicker still, and takes a processor.
     ///
     /// # Errors
     /// [`Error::System`] when the descriptor cannot be read, which an eventfd always can.
@@ -152,22 +179,28 @@ impl Vector {
         take(&self.eventfd)
     }
 
-    /// Waits until it is rung, and returns how often it was; none if it was not within
-    /// `timeout`, which is rounded up to milliseconds. No timeout is no limit.
+    /// Waits until it is rung; whether it was, within `timeout`, which is rounded up to
+    /// milliseconds. No timeout is no limit. What was rung since the last `wait` or
+    /// [`take`](Self::take) counts.
     ///
     /// # Errors
-    /// As [`take`](Self::take); a signal is none.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<u64>, Error> {
-        let start = Instant::now();
+    /// [`Error::System`]: at the first wait when no descriptor is left, else for no reason that
+    /// is known. A signal is none.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool, Error> {
+        let start = timeout.map(|_| Instant::now());
+        let edge = match &mut self.edge {
+            Some(edge) => edge,
+            edge => edge.insert(watch(&self.eventfd)?),
+        };
         if self.longest.is_zero() {
         } else if self.sleepy > 0 {
             self.sleepy -= 1;
         } else {
+            let start = Instant::now();
             loop {
-                let count = self.take()?;
-                if count > 0 {
+                if look(edge, &self.eventfd, EpollTimeout::ZERO)? {
                     self.penalty = 1;
-                    return Ok(Some(count));
+                    return Ok(true);
                 }
                 if start.elapsed() >= self.longest {
                     break;
@@ -177,30 +210,65 @@ impl Vector {
             self.penalty = MOST_SLEEPY.min(2 * self.penalty);
         }
         loop {
-            let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-            let mut fds = [PollFd::new(self.eventfd.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, milliseconds(left)) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    return Err(Error::System { action: "wait on a vector", source: errno.into() });
-                }
-            }
-            let count = self.take()?;
-            if count > 0 {
-                return Ok(Some(count));
+            let left = match (timeout, start) {
+                (Some(timeout), Some(start)) => Some(timeout.saturating_sub(start.elapsed())),
+                _ => None,
+            };
+            if look(edge, &self.eventfd, milliseconds(left))? {
+                return Ok(true);
             }
             if left.is_some_and(|left| left.is_zero()) {
-                return Ok(None);
+                return Ok(false);
             }
         }
     }
 }
 
-impl AsFd for Vector {
-    /// Readable when it was rung. Read it by [`take`](Vector::take).
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.eventfd.as_fd()
+impl Drop for Vector {
+    fn drop(&mut self) {
+        if let Some(edge) = &self.edge {
+            // What was waited for is still in the count, and not to be told of again.
+            let unseen = look(edge, &self.eventfd, EpollTimeout::ZERO).unwrap_or(false);
+            let _ = self.take();
+            if unseen {
+                let _ = self.eventfd.ring();
+            }
+        }
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(self.number));
+        if let Err(errno) = self.home.add(&self.eventfd, event) {
+            log::error!("cannot watch vector {} again: {errno}", self.number);
+        }
     }
+}
+
+fn failed(errno: Errno) -> Error {
+    Error::System { action: "wait on a vector", source: errno.into() }
+}
+
+/// An epoll that tells once of each time that `eventfd` is written to.
+fn watch(eventfd: &Doorbell) -> Result<Epoll, Error> {
+    let edge = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+    // Whether it can be written to is how `look` knows that it is full.
+    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+    edge.add(eventfd, EpollEvent::new(flags, 0)).map_err(failed)?;
+    Ok(edge)
+}
+
+/// Sleeps for `time` at most; whether `eventfd` was written to since the last time.
+#[inline]
+fn look(edge: &Epoll, eventfd: &Doorbell, time: impl Into<EpollTimeout>) -> Result<bool, Error> {
+    let mut events = [EpollEvent::empty()];
+    let flags = match edge.wait(&mut events, time) {
+        Ok(0) | Err(Errno::EINTR) => return Ok(false),
+        Ok(_) => events[0].events(),
+        Err(errno) => return Err(failed(errno)),
+    };
+    if !flags.contains(EpollFlags::EPOLLOUT) {
+        // A full one takes no more rings, so nobody would be woken again. Only somebody who
+        // means it can fill it.
+        take(eventfd)?;
+    }
+    Ok(flags.contains(EpollFlags::EPOLLIN))
 }
 
 /// How often an eventfd was written to; 0 if it was not.
@@ -209,7 +277,7 @@ pub(super) fn take(eventfd: &Doorbell) -> Result<u64, Error> {
         .map_err(|source| Error::System { action: "read a vector", source })
 }
 
-/// A time as poll(2) wants it, rounded up.
+/// A time as poll(2) and epoll_wait(2) want it, rounded up.
 pub(super) fn milliseconds(time: Option<Duration>) -> PollTimeout {
     time.map_or(PollTimeout::NONE, |time| {
         PollTimeout::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)

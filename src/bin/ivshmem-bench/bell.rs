@@ -88,7 +88,7 @@ impl Bell for Library {
     }
 
     fn sleep(&mut self, limit: Option<Duration>) -> Result<bool, Failure> {
-        Ok(self.own.wait(limit)?.is_some())
+        Ok(self.own.wait(limit)?)
     }
 }
 

@@ -73,8 +73,8 @@ impl Session {
                     let id = client.id();
                     *self.rung.entry(vector).or_default() += count;
                     out.detail(|| {
-                        let fd =
-                            client.vector(vector).map_or(-1, |vector| vector.as_fd().as_raw_fd());
+                        let doorbell = client.doorbell(id, vector);
+                        let fd = doorbell.map_or(-1, |doorbell| doorbell.as_fd().as_raw_fd());
                         format!("received event on fd {fd} vector {vector}: {count}")
                     });
                     out.say(format!("receive notification from peer_id={id} vector={vector}"));
