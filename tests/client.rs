@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The library's client with the server program, with many peers, and with a guest of stock QEMU.
+//! The library's client with the server program, with a server in C, with many peers, and with a guest of stock QEMU.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -20,6 +20,7 @@ use nix::sys::signal::Signal;
 use common::PATIENCE;
 use common::daemon::Daemon;
 use common::peer::Peer;
+use common::target::Target;
 use common::vm::Vm;
 use common::wait_for;
 
@@ -319,10 +320,14 @@ fn sealed_memory_is_known_to_be_sealed() {
     client.memory().check().expect("it is all there");
 }
 
-#[test]
-fn a_client_survives_a_thousand_peers_that_join_and_leave() {
+on_each_server!(
+    a_client_survives_a_thousand_peers_that_join_and_leave,
+    a_client_and_a_guest_of_stock_qemu_ring_each_other_and_share_the_memory,
+);
+
+fn a_client_survives_a_thousand_peers_that_join_and_leave(server: Target) {
     const CROWD: usize = 20;
-    let daemon = Daemon::builder().vectors(4).start();
+    let daemon = server.builder().vectors(4).start();
     let mut client = Client::connect(daemon.socket_path()).expect("the first");
     let descriptors = || std::fs::read_dir("/proc/self/fd").expect("/proc").count();
     let joined_before = client.peers().len();
@@ -368,9 +373,8 @@ fn a_client_survives_a_thousand_peers_that_join_and_leave() {
     daemon.stop();
 }
 
-#[test]
-fn a_client_and_a_guest_of_stock_qemu_ring_each_other_and_share_the_memory() {
-    let daemon = Daemon::builder().vectors(2).start();
+fn a_client_and_a_guest_of_stock_qemu_ring_each_other_and_share_the_memory(server: Target) {
+    let daemon = server.builder().vectors(2).start();
     let mut vm = Vm::start(daemon.socket_path(), 2);
     let guest = vm.id();
     let mut client = Client::connect(daemon.socket_path()).expect("a server");
