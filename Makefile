@@ -14,16 +14,17 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 .PHONY: all help run check bench soak fuzz install uninstall header clean
 
 all: ## Build the programs and both libraries
-	$(CARGO) build --release
+	$(CARGO) build --release --bins
+	$(CARGO) build --release --lib --no-default-features
 	ln -sf libivshmem_server.so $(TARGET)/libivshmem_server.so.1
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: ## Start a server in the foreground and say how to attach a QEMU
+run: ## Start a server in the foreground and say how to attach a QEMU: ARGS=
 	@scripts/rust && scripts/need cc:gcc
 	@$(CARGO) build --release --quiet --bin ivshmem-server
-	@exec target/release/ivshmem-server -F --hint $(ARGS)
+	@exec $(TARGET)/ivshmem-server -F --hint $(ARGS)
 
 check: ## Install what the tests need, and run them all
 	@scripts/check
@@ -57,6 +58,8 @@ install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 		-e 's|@VERSION@|$(VERSION)|' ivshmem-server.pc.in \
 		> $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc
+	@# The loader finds a library in a new place only after this; a package does it by itself.
+	[ -n "$(DESTDIR)" ] || ldconfig
 
 uninstall: ## Remove what `make install` put there
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(PROGRAMS))

@@ -7,8 +7,8 @@
  * QEMU tree, where it uses QEMU's own EventNotifier and QTAILQ.
  *
  * How it is used: init, start, then for ever FD_ZERO, get_fds, select for reading, handle_fds;
- * at last close. No function waits. A server is used by one thread at a time; different servers
- * are independent of each other. After start the process may fork, as daemon(3) does.
+ * at last close. No function waits for a client. Calls for one server from several threads wait
+ * for each other, those for different servers do not. After start the process may fork, as daemon(3) does.
  *
  * Made by cbindgen: change src/capi/ instead, and run `make header`.
  */

@@ -85,7 +85,7 @@
 //!
 //! # What it does not do
 //! The library starts no thread, installs no signal handler, changes no limit, and prints
-//! nothing; it logs through the `log` crate. A server needs two descriptors for each client,
+//! nothing; it logs through the `log` crate. A server needs one descriptor for each client,
 //! and one for each vector of each client, so raise `RLIMIT_NOFILE` for many.
 //!
 //! # Features

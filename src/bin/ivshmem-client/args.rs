@@ -46,8 +46,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub(crate) give_up: Duration,
 
-    /// Vectors that the server gives to each peer; found out if it is not said
-    #[arg(short = 'n', long, value_name = "VECTORS")]
+    /// Vectors that the server gives to each peer, and no more than it gives: 1 to 2048; found
+    /// out if it is not said
+    #[arg(short = 'n', long, value_name = "VECTORS",
+          value_parser = clap::value_parser!(u32).range(1..=2048))]
     pub(crate) vectors: Option<u32>,
 }
 

@@ -26,11 +26,11 @@ pub(crate) struct Args {
     #[arg(short = 'F', long)]
     pub(crate) foreground: bool,
 
-    /// Where the process id goes; not with -F
+    /// Where the process id goes; without effect with -F
     #[arg(short, long, value_name = "FILE", default_value = "/var/run/ivshmem-server.pid")]
     pub(crate) pid_file: PathBuf,
 
-    /// The UNIX socket to listen at
+    /// The UNIX socket to listen at, at most 107 bytes
     #[arg(short = 'S', long, value_name = "PATH", default_value = "/tmp/ivshmem_socket")]
     pub(crate) socket: PathBuf,
 
@@ -46,12 +46,12 @@ pub(crate) struct Args {
     #[arg(short = 'm', long, value_name = "DIR", overrides_with_all = ["shm_name", "memfd"])]
     shm_dir: Option<PathBuf>,
 
-    /// Share anonymous memory that no client can shrink under the others
+    /// Share anonymous, sealed memory that no client can shrink under the others
     #[arg(long, overrides_with_all = ["shm_name", "shm_dir"])]
     memfd: bool,
 
-    /// Size of the shared memory in bytes, or with a suffix K, M, G, T, P or E (1.5G);
-    /// rounded up to a power of two
+    /// Size of the shared memory in bytes, or with a suffix B, K, M, G, T, P or E
+    /// (1.5G); rounded up to a power of two
     #[arg(short = 'l', long, value_name = "SIZE", default_value = "4M", value_parser = size)]
     pub(crate) size: u64,
 
@@ -172,7 +172,7 @@ pub(crate) fn hint(args: &Args, server: &Server) -> String {
     let socket = server.socket_path().unwrap_or(&args.socket);
     let socket = socket.display().to_string().replace(',', ",,").replace('\'', r"'\''");
     format!(
-        "listening; {} bytes of shared memory, {} vectors. Attach a guest with\n\
+        "listening; {} bytes of shared memory, vectors: {}. Attach a guest with\n\
          \n    qemu-system-x86_64 -accel kvm -accel tcg -machine pc -m 256 \\\n        \
          -chardev 'socket,id=ivshmem,path={socket}' \\\n        \
          -device ivshmem-doorbell,chardev=ivshmem,vectors={}\n\n",

@@ -23,7 +23,9 @@ pub(crate) struct PidFile {
 impl PidFile {
     /// Takes `path`, unless a running daemon has it.
     pub(crate) fn claim(path: &Path) -> Result<Self, Failure> {
-        let failed = |error: io::Error| format!("cannot write pid file {path:?}: {error}");
+        let failed = |error: io::Error| {
+            format!("cannot write pid file {path:?}: {error}; choose another file with -p")
+        };
         loop {
             let mut file = File::options()
                 .read(true)
