@@ -8,7 +8,8 @@
  *
  * How it is used: init, start, then for ever FD_ZERO, get_fds, select for reading, handle_fds;
  * at last close. No function waits for a client. Calls for one server from several threads wait
- * for each other, those for different servers do not. After start the process may fork, as daemon(3) does.
+ * for each other, those for different servers do not. After start the process may fork, as
+ * daemon(3) does.
  *
  * Made by cbindgen: change src/capi/ instead, and run `make header`.
  */

@@ -178,7 +178,7 @@ fn the_hint_is_a_command_line_for_this_server_wherever_it_runs() {
     let args = ["--hint", "-n", "3", "-l", "2M", "-S", socket.to_str().expect("ours")];
     let hint = |text: &str| {
         let name = format!("path={}/a+b,,c'", place.dir().display());
-        for part in [&name, "2097152 bytes", "3 vectors", "vectors=3", "qemu-system-x86_64"] {
+        for part in [&name, "2097152 bytes", "vectors: 3", "vectors=3", "qemu-system-x86_64"] {
             assert!(text.contains(part), "no {part} in {text}");
         }
         assert!(text.ends_with("\n"), "{text:?}");
