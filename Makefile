@@ -11,7 +11,7 @@ PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run check bench soak fuzz install uninstall header clean
+.PHONY: all help run check check-full bench soak fuzz install uninstall header clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -29,6 +29,9 @@ run: ## Start a server in the foreground and say how to attach a QEMU: ARGS=
 check: ## Install what the tests need, and run them all
 	@scripts/check
 
+check-full: ## The largest sizes, in a guest
+	@scripts/check-full $(ARGS)
+
 bench: ## Measure: OTHER=/path/to/another/ivshmem-server for a comparison
 	@scripts/rust && scripts/need cc:gcc
 	$(CARGO) bench --bench scale -- $(if $(OTHER),--other $(OTHER))
@@ -36,7 +39,7 @@ bench: ## Measure: OTHER=/path/to/another/ivshmem-server for a comparison
 
 soak: ## Churn, stalls and kills for some minutes: SOAK_SECONDS=180 SOAK_SEED=
 	@scripts/rust && scripts/need cc:gcc
-	SOAK_SECONDS=$(or $(SOAK_SECONDS),180) $(CARGO) test --test soak -- --nocapture
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),180) $(CARGO) test --release --test soak -- --nocapture
 
 fuzz: ## Fuzz what is parsed, and the server: FUZZ_SECONDS=60 for each target
 	@scripts/rust && scripts/need cc:gcc c++:g++
@@ -44,7 +47,7 @@ fuzz: ## Fuzz what is parsed, and the server: FUZZ_SECONDS=60 for each target
 	set -e; for target in number command_line interleave client; do \
 		mkdir -p fuzz/corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target \
-			-- -max_total_time=$(or $(FUZZ_SECONDS),60); \
+			-- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=400 -timeout=60; \
 	done
 
 # `make` first, as whoever is allowed to install need not be able to build.
