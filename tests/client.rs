@@ -271,6 +271,28 @@ fn a_ring_is_seen_once_by_the_client_or_by_the_vector_that_was_taken() {
 }
 
 #[test]
+fn a_vector_that_is_taken_for_long_can_still_be_waited_for() {
+    let daemon = Daemon::builder().start();
+    let client = Client::connect(daemon.socket_path()).expect("a server");
+    let mut vector = client.vector(0).expect("it has one");
+    for _ in 0..3 {
+        assert!(!vector.wait(Some(Duration::ZERO)).expect("it can look"));
+        client.ring(0, 0).expect("itself");
+        assert!(vector.wait(Some(PATIENCE)).expect("it can wait"));
+        assert_eq!(vector.take().expect("it can look"), 1);
+        for _ in 0..100 {
+            assert_eq!(vector.take().expect("it can look"), 0);
+            client.ring(0, 0).expect("itself");
+            assert_eq!(vector.take().expect("it can look"), 1);
+        }
+        client.ring(0, 0).expect("itself");
+        assert!(vector.wait(Some(PATIENCE)).expect("it can wait"), "what was not taken");
+        assert!(!vector.wait(Some(Duration::ZERO)).expect("it can look"), "once");
+        assert_eq!(vector.take().expect("it can look"), 1);
+    }
+}
+
+#[test]
 fn a_vector_that_somebody_filled_up_is_rung_again() {
     let daemon = Daemon::builder().start();
     let client = Client::connect(daemon.socket_path()).expect("a server");
