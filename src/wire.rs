@@ -49,7 +49,7 @@ impl From<io::Error> for Stop {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rest {
     value: [u8; sys::MESSAGE],
-    sent: usize,
+    sent: u8,
 }
 
 /// What went out.
@@ -107,7 +107,7 @@ impl Sender {
         };
         let mut messages = sent.messages;
         if sent.bytes_of_next > 0 {
-            *rest = Some(Rest { value: run.value(messages), sent: sent.bytes_of_next });
+            *rest = Some(Rest { value: run.value(messages), sent: sent.bytes_of_next as u8 });
             messages += 1;
         }
         let then = if sent.messages < run.len() {
@@ -125,8 +125,9 @@ impl Sender {
 fn finish(socket: BorrowedFd<'_>, rest: &mut Option<Rest>) -> Result<(), Stop> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     while let Some(Rest { value, sent }) = rest {
-        match send(socket.as_raw_fd(), &value[*sent..], flags) {
-            Ok(bytes) if *sent + bytes < sys::MESSAGE => *sent += bytes,
+        let left = &value[usize::from(*sent)..];
+        match send(socket.as_raw_fd(), left, flags) {
+            Ok(bytes) if bytes < left.len() => *sent += bytes as u8,
             Ok(_) => *rest = None,
             Err(nix::Error::EINTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),

@@ -3,9 +3,8 @@
 //!
 //! In that queue each link holds the next node and the address of the link before it; the
 //! links of the head close the circle backward. Here it is only written. What is where is
-//! known from a map of our own, since C can overwrite nodes and head.
+//! known from a record of our own, since C can overwrite nodes and head.
 
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::{self, NonNull};
 
@@ -15,13 +14,12 @@ use super::abi::{
 };
 use crate::Peer;
 
-/// A node, and its neighbours by id.
+/// A node, and what it was made with.
 #[derive(Debug)]
 struct Node {
     peer: NonNull<IvshmemServerPeer>,
     socket: RawFd,
-    before: Option<u16>,
-    after: Option<u16>,
+    id: u16,
 }
 
 // SAFETY: the node is an allocation of ours that is freed once, by whichever thread drops it.
@@ -45,7 +43,7 @@ impl Node {
             vectors,
             vectors_count: count,
         });
-        Self { peer: NonNull::from(Box::leak(node)), socket, before: None, after: None }
+        Self { peer: NonNull::from(Box::leak(node)), socket, id: peer.id() }
     }
 
     fn link(&self) -> *mut IvshmemServerLink {
@@ -62,12 +60,12 @@ impl Drop for Node {
     }
 }
 
-/// The nodes of one server. Dropped, it frees them and leaves the head as it is.
+/// The nodes of one server, in join order. Dropped, it frees them and leaves the head as it is.
+///
+/// To find one costs a look at each, which is less than telling each that it has left.
 #[derive(Debug, Default)]
 pub(super) struct List {
-    nodes: HashMap<u16, Node>,
-    first: Option<u16>,
-    last: Option<u16>,
+    nodes: Vec<Node>,
 }
 
 /// The link in the head of the list.
@@ -92,13 +90,13 @@ pub(super) unsafe fn write_empty(server: *mut IvshmemServer) {
 }
 
 impl List {
-    fn node(&self, id: u16) -> &Node {
-        &self.nodes[&id]
+    fn index(&self, id: u16) -> Option<usize> {
+        self.nodes.iter().position(|node| node.id == id)
     }
 
     /// The node of a peer, for C.
     pub(super) fn find(&self, id: u16) -> Option<*mut IvshmemServerPeer> {
-        self.nodes.get(&id).map(|node| node.peer.as_ptr())
+        self.index(id).map(|index| self.nodes[index].peer.as_ptr())
     }
 
     /// Adds a peer at the end; its socket.
@@ -106,27 +104,20 @@ impl List {
     /// # Safety
     /// `server` is valid for writes, and it is the one whose list this is.
     pub(super) unsafe fn push(&mut self, server: *mut IvshmemServer, peer: &Peer<'_>) -> RawFd {
-        let id = peer.id();
-        let mut node = Node::new(peer);
-        node.before = self.last;
+        debug_assert!(self.index(peer.id()).is_none(), "two peers of one id");
+        let node = Node::new(peer);
         // SAFETY: the caller vouches for the structure, and the links of nodes are valid until
         // these are dropped, which is after they leave the list.
         unsafe {
             let head = head_of(server);
-            let before = self.last.map_or(head, |last| self.node(last).link());
+            let before = self.nodes.last().map_or(head, Node::link);
             let link = node.link();
             link.write(IvshmemServerLink { tql_next: ptr::null_mut(), tql_prev: before });
             (*before).tql_next = node.peer.as_ptr().cast();
             (*head).tql_prev = link;
         }
-        if let Some(last) = self.last {
-            self.nodes.get_mut(&last).expect("the last is one of them").after = Some(id);
-        }
-        self.first.get_or_insert(id);
-        self.last = Some(id);
         let socket = node.socket;
-        let other = self.nodes.insert(id, node);
-        debug_assert!(other.is_none(), "two peers of one id");
+        self.nodes.push(node);
         socket
     }
 
@@ -135,20 +126,13 @@ impl List {
     /// # Safety
     /// As for `push`.
     pub(super) unsafe fn remove(&mut self, server: *mut IvshmemServer, id: u16) -> Option<RawFd> {
-        let gone = self.nodes.remove(&id)?;
-        match gone.before {
-            Some(before) => self.nodes.get_mut(&before).expect("a neighbour").after = gone.after,
-            None => self.first = gone.after,
-        }
-        match gone.after {
-            Some(after) => self.nodes.get_mut(&after).expect("a neighbour").before = gone.before,
-            None => self.last = gone.before,
-        }
+        let index = self.index(id)?;
+        let gone = self.nodes.remove(index);
         // SAFETY: as in `push`; the neighbours are still in the list.
         unsafe {
             let head = head_of(server);
-            let before = gone.before.map_or(head, |id| self.node(id).link());
-            let after = gone.after.map(|id| self.node(id));
+            let before = index.checked_sub(1).map_or(head, |index| self.nodes[index].link());
+            let after = self.nodes.get(index);
             (*after.map_or(head, Node::link)).tql_prev = before;
             (*before).tql_next = after.map_or(ptr::null_mut(), |node| node.peer.as_ptr().cast());
         }
@@ -166,8 +150,8 @@ impl List {
             let head = head_of(server);
             (head, head.read_volatile())
         };
-        let first = self.first.map_or(ptr::null_mut(), |id| self.node(id).peer.as_ptr().cast());
-        let last = self.last.map_or(head, |id| self.node(id).link());
+        let first = self.nodes.first().map_or(ptr::null_mut(), |node| node.peer.as_ptr().cast());
+        let last = self.nodes.last().map_or(head, Node::link);
         is.tql_next == first && is.tql_prev == last
     }
 }

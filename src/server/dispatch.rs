@@ -194,9 +194,6 @@ impl Server {
         let _ = self.timer.wait();
         self.armed = false;
         if !self.listening {
-            if self.spare.is_none() {
-                self.spare = new_vector().ok();
-            }
             self.watch_door(true);
             if !self.listening {
                 self.arm();

@@ -28,24 +28,24 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 /// The least that Linux charges a socket for a message of 8 bytes. (It is 768 on x86-64: a
 /// `sk_buff`, and a buffer that ends with a `skb_shared_info`.)
-const CHARGE: u64 = 512;
+const CHARGE: u32 = 512;
 
 /// Keeps count of the sockets of the usual size.
 #[derive(Debug)]
 pub(super) struct Flight {
     exempt: bool,
-    vectors: u64,
+    vectors: u32,
     /// What the sockets of the usual size can hold.
     taken: u64,
 }
 
 /// A socket's part of what can be in flight, if it is of the usual size.
 #[derive(Debug)]
-pub(super) struct Share(u64);
+pub(super) struct Share(u32);
 
 impl Flight {
     pub(super) fn new(vectors: u32) -> Self {
-        Self { exempt: is_privileged(), vectors: u64::from(vectors), taken: 0 }
+        Self { exempt: is_privileged(), vectors, taken: 0 }
     }
 
     /// Sets the size of a new client's socket.
@@ -54,10 +54,10 @@ impl Flight {
             return Ok(Share(0));
         }
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-        let usual = getsockopt(socket, sockopt::SndBuf)? as u64 / CHARGE;
+        let usual = getsockopt(socket, sockopt::SndBuf)? as u32 / CHARGE;
         let small = self.vectors.div_ceil(2);
-        if usual <= small || self.taken + usual <= limit / 2 {
-            self.taken += usual;
+        if usual <= small || self.taken + u64::from(usual) <= limit / 2 {
+            self.taken += u64::from(usual);
             return Ok(Share(usual));
         }
         // The kernel doubles what it is told, and does not go below what 6 messages take.
@@ -67,7 +67,7 @@ impl Flight {
 
     /// Takes back what a client had that left.
     pub(super) fn leave(&mut self, share: &Share) {
-        self.taken -= share.0;
+        self.taken -= u64::from(share.0);
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
 
     /// One with a limit is as one without privilege, whoever runs this test.
     fn flight(vectors: u32) -> Flight {
-        Flight { exempt: false, vectors: u64::from(vectors), taken: 0 }
+        Flight { exempt: false, vectors, taken: 0 }
     }
 
     #[test]
@@ -126,9 +126,9 @@ mod tests {
             }
             shares.push(share);
         };
-        let held = usual as u64 / CHARGE;
-        assert_eq!(shares.len() as u64, limit / 2 / held);
-        assert!(small < usual && small as u64 / CHARGE <= 9, "{small} bytes");
+        let held = usual as u32 / CHARGE;
+        assert_eq!(shares.len() as u64, limit / 2 / u64::from(held));
+        assert!(small < usual && small as u32 / CHARGE <= 9, "{small} bytes");
         flight.leave(&shares.pop().unwrap());
         assert_eq!(flight.enter(&socket).unwrap().0, held);
     }
