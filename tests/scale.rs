@@ -8,6 +8,9 @@
 
 mod common;
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+
 use common::crowd::Crowd;
 use common::target::{Target, full_size, room_for};
 
@@ -18,6 +21,7 @@ on_each_server! {
     many_clients_of_64_vectors_come_at_once_and_all_are_complete,
     many_clients_with_the_most_vectors_come_one_by_one_and_all_are_complete,
     many_clients_with_the_most_vectors_come_at_once_and_all_are_complete,
+    a_client_of_1_vector_takes_less_than_1_kib,
 }
 
 fn come(target: Target, short: usize, full: usize, vectors: u16, at_once: bool) {
@@ -72,4 +76,31 @@ fn many_clients_with_the_most_vectors_come_one_by_one_and_all_are_complete(targe
 
 fn many_clients_with_the_most_vectors_come_at_once_and_all_are_complete(target: Target) {
     come(target, 9, 100, 2048, true);
+}
+
+/// Of its own memory, that is: what the kernel keeps is not in it.
+fn a_client_of_1_vector_takes_less_than_1_kib(target: Target) {
+    let Some((clients, limit)) = room_for("the memory of each client", 500, 3000, 1) else {
+        return;
+    };
+    let server = target.builder().descriptors(limit).start();
+    let mut crowd = Crowd::new(server.socket_path(), 1);
+    // What the first one makes it load and allocate is there once.
+    crowd.connect(true);
+    crowd.settle();
+    let before = server.resident_kib();
+    // They do not read: that would change nothing for the server, and take much longer.
+    let streams: Vec<_> = (1..clients)
+        .map(|_| {
+            let mut stream = UnixStream::connect(server.socket_path()).expect("it listens");
+            stream.read_exact(&mut [0]).expect("it is let in");
+            stream
+        })
+        .collect();
+    let grown = (server.resident_kib() - before) * 1024;
+    let each = grown / streams.len() as u64;
+    eprintln!("{} clients: {each} bytes each", streams.len());
+    assert!(each <= 1024, "{each} bytes for each of {} clients", streams.len());
+    drop((streams, crowd));
+    server.stop();
 }
