@@ -545,7 +545,7 @@ fn a_server_that_says_nothing_is_an_error_in_time() {
                     server.greet();
                     server.vectors(3, 1);
                 },
-                "another one",
+                "own vector 1, of 2 asked for",
             ),
         ];
         for (speak, missing) in stages {

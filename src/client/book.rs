@@ -49,18 +49,19 @@ pub(super) struct Book {
 }
 
 impl Book {
-    /// What is to come next, for a message about its not having come.
-    pub(super) fn missing(&self) -> &'static str {
-        if !self.greeted {
-            "the protocol version"
-        } else if self.id.is_none() {
-            "the client's id"
-        } else if !self.has_memory {
-            "the shared memory"
-        } else if self.own.is_empty() {
-            "the client's own first vector"
-        } else {
-            "another one of the client's own vectors"
+    /// What is to come next, where `vectors` were asked for, for a message about its not having
+    /// come.
+    pub(super) fn missing(&self, vectors: Option<u32>) -> String {
+        let own = self.own.len();
+        match vectors {
+            _ if !self.greeted => "the protocol version".into(),
+            _ if self.id.is_none() => "the client's id".into(),
+            _ if !self.has_memory => "the shared memory".into(),
+            Some(vectors) if own > 0 => format!(
+                "the client's own vector {own}, of {vectors} asked for, counted from 0 (the server \
+                 may have no more than {own})"
+            ),
+            _ => "the client's own first vector".into(),
         }
     }
 

@@ -137,7 +137,8 @@ impl Builder {
         while !self.is_complete(&book, passed) {
             let now = Instant::now();
             if now >= deadline {
-                return Err(Error::Timeout { limit: self.limit, missing: book.missing() });
+                let missing = book.missing(self.vectors);
+                return Err(Error::Timeout { limit: self.limit, missing });
             }
             if let Some(message) = reader.next(&socket)? {
                 match book.note(message)? {
@@ -218,7 +219,10 @@ fn connect(path: &Path, limit: Duration) -> Result<UnixStream, Error> {
             Ok(()) => break,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
-                return Err(Error::Timeout { limit, missing: "its accepting the connection" });
+                return Err(Error::Timeout {
+                    limit,
+                    missing: "its accepting the connection".into(),
+                });
             }
             Err(errno) => return Err(failed(errno)),
         }

@@ -50,7 +50,7 @@ pub enum Error {
         /// The time that it had.
         limit: Duration,
         /// What would have come next.
-        missing: &'static str,
+        missing: String,
     },
     /// The server closed the connection.
     #[error("the server closed the connection")]
