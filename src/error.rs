@@ -116,6 +116,14 @@ pub enum Error {
         /// Its size, in bytes.
         size: u64,
     },
+    /// What has the name of the memory is something else.
+    #[error(
+        "shared memory {memory} is no regular file; remove what has that name, or take another one"
+    )]
+    MemoryKind {
+        /// Which memory.
+        memory: String,
+    },
     /// The file system has no room for the memory.
     #[error(
         "shared memory {memory} of {wanted} bytes does not fit: its file system has {available} \
@@ -185,7 +193,7 @@ impl Error {
             Self::SocketInUse { .. } => Errno::EADDRINUSE,
             Self::NotASocket { .. } => Errno::EEXIST,
             Self::MemoryInUse { .. } => Errno::EBUSY,
-            Self::MemoryShrink { .. } => Errno::EEXIST,
+            Self::MemoryKind { .. } | Self::MemoryShrink { .. } => Errno::EEXIST,
             Self::MemoryNoRoom { .. } => Errno::ENOSPC,
             Self::MemoryLimit { .. } => Errno::EFBIG,
             Self::NoSocket

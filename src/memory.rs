@@ -15,7 +15,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -28,12 +28,15 @@ use nix::sys::mman::{shm_open, shm_unlink};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
-use nix::unistd::{ftruncate, unlink};
+use nix::unistd::{ftruncate, geteuid, unlink};
 
 use crate::Error;
 
 /// The largest power of two that a file's length can be.
 pub(crate) const MAX_SIZE: u64 = 1 << 62;
+
+/// Where shm_open(3) of Linux's C libraries has its names.
+const SHM_DIRECTORY: &str = "/dev/shm";
 
 /// Where the shared memory comes from.
 ///
@@ -151,10 +154,22 @@ impl Memory {
                     return Err(Error::Memory { memory: label, action: "lock", source });
                 }
             }
+            let meta = lock.metadata().map_err(|source| Error::Memory {
+                memory: label.clone(),
+                action: "look at",
+                source,
+            })?;
+            if !meta.is_file() {
+                return Err(Error::MemoryKind { memory: label });
+            }
             // Of two starters one may make the object and the other lock it. The maker is
             // refused then, and must leave it alone; so the other has to remove it should it
-            // fail itself. It is known by its size: no server has given it one.
-            let created = created || lock.metadata().is_ok_and(|meta| meta.len() == 0);
+            // fail itself. It is known by its being as it was made: no server has given it a
+            // size, and somebody else would hardly have given it this mode.
+            let as_made = meta.len() == 0
+                && meta.mode() & 0o7777 == Mode::S_IRWXU.bits()
+                && meta.uid() == geteuid().as_raw();
+            let created = created || as_made;
             let object = match shm_open(path.as_str(), flags, Mode::empty()) {
                 Ok(fd) => File::from(fd),
                 Err(Errno::ENOENT) => continue,
@@ -165,7 +180,7 @@ impl Memory {
                     return Err(failed("open")(errno));
                 }
             };
-            if !is_same(&lock, &object) {
+            if !object.metadata().is_ok_and(|object| is_same(&meta, &object)) {
                 continue;
             }
             return Ok(Self {
@@ -273,12 +288,9 @@ impl Drop for Memory {
     fn drop(&mut self) {
         if self.removes_name
             && let Some(name) = &self.name
-            && let Ok(now) =
-                shm_open(name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            && is_same(&self.object, &File::from(now))
-            && let Err(errno) = shm_unlink(name.as_str())
+            && let Err(error) = remove(name, &self.object)
         {
-            log::warn!("cannot remove shared memory {name:?}: {errno}");
+            log::warn!("cannot remove shared memory {name:?}: {error}");
         }
         // Said aloud, as closing does not unlock while a forked child has the descriptor.
         if let Some(lock) = &self.lock {
@@ -287,11 +299,21 @@ impl Drop for Memory {
     }
 }
 
-fn is_same(one: &File, other: &File) -> bool {
-    match (one.metadata(), other.metadata()) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
-        _ => false,
+/// Removes the name of `object`, unless it is another's by now.
+fn remove(name: &str, object: &File) -> io::Result<()> {
+    // Not opened, as shm_open(3) would: there may be no descriptor left.
+    let now = match fs::symlink_metadata(format!("{SHM_DIRECTORY}{name}")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result?,
+    };
+    if is_same(&object.metadata()?, &now) {
+        shm_unlink(name)?;
     }
+    Ok(())
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// The size that memory of `size` bytes gets where pages have `page` bytes.

@@ -6,12 +6,14 @@
 
 mod common;
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
+use nix::unistd::mkfifo;
 
 use common::peer::Peer;
 use common::program::{Place, Process, in_own_mounts, memory_of, run, size_of};
@@ -250,6 +252,38 @@ fn what_is_no_memory_object_but_has_its_name_is_refused_and_left_alone() {
     ended.assert_refused(&[&place.name]);
     intact.expect("the directory is still there");
     place.assert_holds_only(&["precious"]);
+
+    mkfifo(&place.shm(), Mode::S_IRWXU).expect("/dev/shm can be written");
+    let ended = run(&mut place.command(&["-F"]));
+    let intact = fs::remove_file(place.shm());
+    ended.assert_refused(&[&place.name, "no regular file"]);
+    intact.expect("the pipe is still there");
+}
+
+/// An administrator may prepare it, to say whose it is and who may use it.
+#[test]
+fn an_empty_object_that_somebody_prepared_is_used_and_outlives_a_failed_start() {
+    let place = Place::new();
+    let prepare = |mode| {
+        fs::write(place.shm(), "").expect("/dev/shm can be written");
+        fs::set_permissions(place.shm(), Permissions::from_mode(mode)).expect("it is ours");
+    };
+    prepare(0o660);
+    for foreground in [&["-F"][..], &[]] {
+        let nowhere = ["-S", "/nowhere/socket"];
+        run(place.command(foreground).args(nowhere)).assert_refused(&["/nowhere/socket"]);
+        let meta = fs::metadata(place.shm()).expect("it is there still");
+        assert_eq!((meta.len(), meta.mode() & 0o777), (0, 0o660));
+    }
+    let server = place.serve(&[]);
+    let meta = fs::metadata(place.shm()).expect("it is there still");
+    assert_eq!((meta.len(), meta.mode() & 0o777), (64 << 10, 0o660));
+    server.stop();
+
+    // One that a server made, and could do nothing with, does not.
+    prepare(0o700);
+    run(&mut place.command(&["-F", "-S", "/nowhere/socket"])).assert_refused(&["/nowhere/socket"]);
+    place.assert_holds_only(&[]);
 }
 
 /// Huge pages that the host was asked for, given back when dropped.
