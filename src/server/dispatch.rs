@@ -3,11 +3,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::{Client, Event, LISTENER, Refusal, STOP, Server, TIMER, Wait, hang_up, new_vector};
@@ -80,9 +80,9 @@ impl Server {
         self.roster.len() < before
     }
 
-    /// Lets those in who wait at the door; whether there was one.
+    /// Lets those in who wait at the door; whether anybody came, or left.
     fn let_in(&mut self, events: &mut Vec<Event>) -> bool {
-        let before = self.roster.len();
+        let before = events.len();
         if self.spare.is_none() {
             // It comes before any client: without it the next exhaustion has no way out.
             self.spare = new_vector().ok();
@@ -92,11 +92,12 @@ impl Server {
                 break;
             }
             let outcome = match self.listener.accept() {
-                Ok(socket) => self.admit(socket),
+                Ok(socket) => self.admit(socket, events),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => break,
                     // That one has gone again; there may be another.
                     Some(libc::ECONNABORTED | libc::EPROTO) => continue,
+                    Some(libc::EMFILE | libc::ENFILE) if self.make_room(events) => continue,
                     Some(libc::EMFILE | libc::ENFILE) => match self.turn_away() {
                         true => Err(Refusal::NoDescriptors(error)),
                         false => {
@@ -119,18 +120,40 @@ impl Server {
                 }
             });
         }
-        self.roster.len() > before
+        let changed = |event: &Event| matches!(event, Event::Joined { .. } | Event::Left { .. });
+        events[before..].iter().any(changed)
+    }
+
+    /// With no descriptor left, lets those go who have hung up since epoll was asked last, a
+    /// moment ago; whether there was one. To refuse somebody while they hold what is missing
+    /// would be wrong.
+    fn make_room(&mut self, events: &mut Vec<Event>) -> bool {
+        let mut ready = [EpollEvent::empty(); 64];
+        let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
+        let mut ended: Vec<Key> = ready[..count]
+            .iter()
+            .filter(|event| event.events() != EpollFlags::EPOLLOUT)
+            .filter(|event| ![LISTENER, TIMER, STOP].contains(&event.data()))
+            .map(|event| Key::from_u64(event.data()))
+            .collect();
+        self.let_go(&mut ended, events)
+    }
+
+    fn new_vectors(&self) -> nix::Result<Box<[OwnedFd]>> {
+        (0..self.roster.vectors()).map(|_| new_vector()).collect()
     }
 
     /// Makes a connection a member, wholly or not at all.
-    fn admit(&mut self, socket: UnixStream) -> Result<Event, Refusal> {
+    fn admit(&mut self, socket: UnixStream, events: &mut Vec<Event>) -> Result<Event, Refusal> {
         // One that only knocked would cost an id, and two messages for everybody else.
         let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         if recv(socket.as_raw_fd(), &mut [0], peek) != Err(Errno::EAGAIN) {
             return Err(Refusal::Ended);
         }
-        let vectors = (0..self.roster.vectors()).map(|_| new_vector());
-        let vectors = vectors.collect::<nix::Result<Box<[_]>>>()?;
+        let vectors = match self.new_vectors() {
+            Err(Errno::EMFILE | Errno::ENFILE) if self.make_room(events) => self.new_vectors()?,
+            result => result?,
+        };
         let event = EpollEvent::new(END, self.roster.next_key().to_u64());
         self.epoll.add(&socket, event)?;
         let number = socket.as_raw_fd();
