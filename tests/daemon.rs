@@ -275,6 +275,18 @@ fn a_pid_file_left_by_a_killed_daemon_is_taken_over() {
 }
 
 #[test]
+fn two_hyphens_may_end_the_options() {
+    let place = Place::new();
+    let mut server = Process::spawn(&mut place.command(&["-F", "--"]));
+    server.wait_until_listening(&place.socket());
+    server.stop();
+    let mut daemon = place.daemonize(&["--"]);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+    place.assert_holds_only(&[]);
+}
+
+#[test]
 fn in_the_foreground_no_pid_file_is_written() {
     let place = Place::new();
     let process = place.serve(&[]);

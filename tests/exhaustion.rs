@@ -3,18 +3,25 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use common::crowd::{Crowd, allow_descriptors};
 use common::daemon::Daemon;
 use common::peer::{Connection, Peer};
+use common::program::{Place, Process};
 use common::target::{Target, is_root, room_for};
 use common::{PATIENCE, wait_for};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::{mkfifo, ttyname};
 
 on_each_server! {
     without_descriptors_it_turns_newcomers_away_idles_and_serves_again,
@@ -22,6 +29,7 @@ on_each_server! {
     with_too_many_descriptors_in_flight_it_waits_idly_and_loses_nothing,
     with_all_ids_remembered_it_turns_newcomers_away_and_then_starts_over,
     a_burst_of_2000_connections_at_once_is_served,
+    who_hangs_up_at_the_last_moment_makes_room_for_the_next,
 }
 
 /// What an idle server may use in a second: a few wakes by the timer on a slow machine, far from a spin.
@@ -118,39 +126,42 @@ fn without_descriptors_it_turns_newcomers_away_idles_and_serves_again(target: Ta
 #[test]
 fn with_too_few_descriptors_to_start_it_says_so() {
     for limit in 4..16 {
-        let directory = tempfile::tempdir().expect("a directory");
-        let socket = directory.path().join("socket");
-        let output = directory.path().join("output");
-        let mut server = Command::new("prlimit")
-            .arg(format!("--nofile={limit}:{limit}"))
-            .arg(common::daemon::program())
-            .args(["-F", "-m", "/dev/shm", "-l", "4K", "-S"])
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(&output).expect("a file"))
-            .stderr(fs::OpenOptions::new().append(true).open(&output).expect("a file"))
-            .spawn()
-            .expect("prlimit is there");
-        let ended = wait_for("it serves or ends", || match server.try_wait().expect("our child") {
-            Some(status) => Some(Some(status)),
-            None => UnixStream::connect(&socket).ok().map(|_| None),
+        let place = Place::new();
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limit}:{limit}")).arg(common::daemon::program());
+        command.args(place.args()).arg("-F");
+        let mut server = Process::spawn(&mut command);
+        wait_for("it serves or ends", || {
+            let serves = UnixStream::connect(place.socket()).is_ok();
+            (serves || !server.is_running()).then_some(())
         });
-        let text = common::text_of(&output);
-        match ended {
-            None => {
-                server.kill().expect("our child");
-                server.wait().expect("our child");
-            }
-            Some(status) => {
-                assert!(status.code().is_some_and(|code| code != 0), "limit {limit}: {status}");
-                assert!(
-                    text.contains("open files") || text.contains("shared lib"),
-                    "limit {limit}: {text:?}"
-                );
-                assert!(!socket.exists(), "limit {limit}: left a socket behind");
-            }
+        if server.is_running() {
+            server.stop();
+        } else {
+            let ended = server.end();
+            assert!(ended.status.code().is_some_and(|code| code != 0), "limit {limit}: {ended:?}");
+            assert!(
+                ended.stderr.contains("open files") || ended.stderr.contains("shared lib"),
+                "limit {limit}: {ended:?}"
+            );
         }
+        // Neither its socket nor its memory.
+        place.assert_holds_only(&[]);
     }
+}
+
+#[test]
+fn without_a_descriptor_left_it_still_removes_its_socket_and_its_memory() {
+    let place = Place::new();
+    let server = place.serve(&[]);
+    for limit in [3, 0] {
+        let limit = format!("--nofile={limit}:{limit}");
+        let pid = server.pid().to_string();
+        let lowered = Command::new("prlimit").args([&limit, "--pid", &pid]).status();
+        assert!(lowered.expect("prlimit is there").success());
+    }
+    server.stop();
+    place.assert_holds_only(&[]);
 }
 
 fn clients_that_never_read_do_not_use_up_the_descriptors_in_flight(target: Target) {
@@ -307,4 +318,92 @@ fn full_output_does_not_end_it() {
         assert!(newcomer.others().len() < 300);
         server.stop();
     }
+}
+
+/// What has been written there, and not been read. The end of a terminal that has gone is an error.
+fn unread(reader: &mut File) -> String {
+    let mut bytes = Vec::new();
+    let _ = reader.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A server whose stdout and stderr go where nobody reads: to `path`, which `reader` reads without waiting.
+fn nobody_reads(path: &Path, mut reader: File) {
+    let script = format!("exec \"$0\" \"$@\" >{0} 2>{0}", path.display());
+    let server = Daemon::builder().under(&["sh", "-c", &script]).start();
+    let mut crowd = Crowd::new(server.socket_path(), 1);
+    // Three lines for each, of some 45 bytes in all: twice what a pipe takes.
+    for _ in 0..3000 {
+        let number = crowd.connect(true);
+        crowd.welcome();
+        crowd.leave(number);
+    }
+    let text = unread(&mut reader);
+    assert!(
+        text.contains("new peer id = 200\n") || text.contains("new peer id = 200\r\n"),
+        "{text}"
+    );
+    assert!(!text.contains("new peer id = 2900"), "it has been read: {text}");
+
+    crowd.connect(true);
+    crowd.settle();
+    server.stop();
+    let text = unread(&mut reader);
+    assert!(text.contains("lines left out, as nobody took them"), "{text}");
+    assert!(text.trim_end().ends_with("free peer 3000"), "{text}");
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_holds_up_nobody() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("pipe");
+    mkfifo(&path, Mode::S_IRWXU).expect("a pipe");
+    let reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+    nobody_reads(&path, reader.expect("it can be opened"));
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_holds_up_nobody() {
+    let pair = nix::pty::openpty(None, None).expect("a terminal");
+    let path = ttyname(&pair.slave).expect("it has a name");
+    fcntl(&pair.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a descriptor has flags");
+    nobody_reads(&path, File::from(pair.master));
+}
+
+/// Who hangs up while another is let in makes room for it. That it happens in this order is strace's doing: each `accept4`
+/// takes a second (-D: the server, not strace, is our child).
+fn who_hangs_up_at_the_last_moment_makes_room_for_the_next(target: Target) {
+    thread::scope(|scope| {
+        for limit in [18, 19] {
+            scope.spawn(move || make_room(target, limit));
+        }
+    });
+}
+
+fn make_room(target: Target, limit: u64) {
+    let delay = "inject=accept4:delay_enter=1000000";
+    let trace = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=accept4", "-e", delay];
+    // Room for some four. Of these limits one leaves a descriptor for the socket of the next, and one does not.
+    let server = target.builder().under(&trace).descriptors(limit).start();
+    let mut crowd = Crowd::new(server.socket_path(), 1);
+    let refused = loop {
+        let number = crowd.connect(true);
+        crowd.read_until("a greeting or the end", |crowd| {
+            crowd.view(number).is_welcomed() || crowd.is_ended(number)
+        });
+        if crowd.is_ended(number) {
+            break number;
+        }
+    };
+    crowd.leave(refused);
+    let full = crowd.numbers().len();
+    assert!((2..6).contains(&full), "limit {limit}: {full} clients");
+
+    let number = crowd.connect(true);
+    thread::sleep(Duration::from_millis(200));
+    crowd.leave(crowd.numbers()[0]);
+    crowd.settle();
+    assert!(!crowd.is_ended(number), "limit {limit}: refused, though one had left");
+    assert_eq!(crowd.numbers().len(), full);
+    server.stop();
 }

@@ -26,8 +26,9 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| format!("cannot find this program to start it detached: {error}"))?;
     let mut child = Command::new(&program)
-        .args(std::env::args_os().skip(1))
+        // First, as a `--` may end the options.
         .arg("--detached")
+        .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

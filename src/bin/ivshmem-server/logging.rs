@@ -4,12 +4,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
+use std::io::{self, Stderr, Write};
 use std::os::unix::net::UnixDatagram;
 
 use env_logger::{Builder, Env, Target};
 
 use crate::args::Args;
+use crate::output::Output;
 
 pub(crate) fn start(args: &Args) {
     let mut builder = Builder::from_env(Env::default().default_filter_or("warn"));
@@ -17,15 +18,21 @@ pub(crate) fn start(args: &Args) {
         let level = record.level().as_str().to_ascii_lowercase();
         writeln!(out, "ivshmem-server: {level}: {}", record.args())
     });
-    if args.detached {
-        builder.target(Target::Pipe(Box::new(SystemLog(None))));
-    }
+    let stderr = Output::new(io::stderr());
+    builder.target(Target::Pipe(if args.detached {
+        Box::new(SystemLog { socket: None, stderr })
+    } else {
+        Box::new(stderr)
+    }));
     builder.init();
 }
 
 /// The socket of syslog(3), which journald serves as well, and stderr: that is only open to
 /// a file once we are in the background.
-struct SystemLog(Option<UnixDatagram>);
+struct SystemLog {
+    socket: Option<UnixDatagram>,
+    stderr: Output<Stderr>,
+}
 
 /// Facility "daemon", severity "warning".
 const PRIORITY: &str = "<28>";
@@ -38,8 +45,8 @@ impl Write for SystemLog {
         let message = format!("{PRIORITY}ivshmem-server[{}]{text}", std::process::id());
         let send = |socket: &UnixDatagram| socket.send(message.as_bytes());
         // A system log that was restarted has to be found again.
-        if self.0.as_ref().is_none_or(|socket| send(socket).is_err()) {
-            self.0 = UnixDatagram::unbound()
+        if self.socket.as_ref().is_none_or(|socket| send(socket).is_err()) {
+            self.socket = UnixDatagram::unbound()
                 .and_then(|socket| {
                     socket.set_nonblocking(true)?;
                     socket.connect("/dev/log")?;
@@ -48,8 +55,7 @@ impl Write for SystemLog {
                 })
                 .ok();
         }
-        io::stderr().write_all(line)?;
-        Ok(line.len())
+        self.stderr.write(line)
     }
 
     fn flush(&mut self) -> io::Result<()> {

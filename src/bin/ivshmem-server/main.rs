@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use ivshmem_server::{Event, MemorySource, Server};
@@ -18,9 +18,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 mod args;
 mod detach;
 mod logging;
+mod output;
 mod pidfile;
 
 use args::{Args, Memory};
+use output::Output;
 
 fn main() -> ExitCode {
     let args = match args::parse(std::env::args_os()) {
@@ -33,8 +35,7 @@ fn main() -> ExitCode {
     };
     let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
     outcome.unwrap_or_else(|error| {
-        // stderr may be full, or closed: that changes nothing about the exit code.
-        let _ = writeln!(io::stderr(), "ivshmem-server: {error}");
+        Output::new(io::stderr()).line(format!("ivshmem-server: {error}\n").as_bytes());
         ExitCode::FAILURE
     })
 }
@@ -42,15 +43,28 @@ fn main() -> ExitCode {
 /// An error whose text says everything.
 type Failure = Box<dyn std::error::Error>;
 
-/// Says a line on stdout if it is wanted. A reader that has gone is no reason to end.
-fn say(wanted: bool, line: std::fmt::Arguments<'_>) {
-    if wanted {
-        let _ = writeln!(io::stdout(), "{line}");
+/// What is said on stdout.
+struct Talk {
+    out: Output<io::Stdout>,
+    verbose: bool,
+}
+
+impl Talk {
+    fn say(&mut self, line: &str) {
+        self.out.line(format!("{line}\n").as_bytes());
+    }
+
+    /// Only with `-v`.
+    fn detail(&mut self, line: std::fmt::Arguments<'_>) {
+        if self.verbose {
+            self.say(&line.to_string());
+        }
     }
 }
 
 fn serve(args: &Args) -> Result<ExitCode, Failure> {
     logging::start(args);
+    let mut talk = Talk { out: Output::new(io::stdout()), verbose: args.verbose };
     // From here on a signal waits for the loop, so it never leaves a half-made thing behind.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -67,22 +81,19 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         if args.detached { Some(pidfile::PidFile::claim(&args.pid_file)?) } else { None };
     let source = match args.memory() {
         Memory::Name(name) => {
-            say(args.verbose, format_args!("Using POSIX shared memory: {name}"));
+            talk.detail(format_args!("Using POSIX shared memory: {name}"));
             MemorySource::Posix(name)
         }
         Memory::Directory(directory) => {
-            say(
-                args.verbose,
-                format_args!("Using file-backed shared memory: {}", directory.display()),
-            );
+            talk.detail(format_args!("Using file-backed shared memory: {}", directory.display()));
             MemorySource::Directory(directory)
         }
         Memory::Sealed => {
-            say(args.verbose, format_args!("Using sealed anonymous shared memory"));
+            talk.detail(format_args!("Using sealed anonymous shared memory"));
             MemorySource::Sealed
         }
     };
-    say(args.verbose, format_args!("create & bind socket {}", args.socket.display()));
+    talk.detail(format_args!("create & bind socket {}", args.socket.display()));
     let mut builder = Server::builder()
         .socket_path(&args.socket)
         .memory(source)
@@ -94,7 +105,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     let mut server = builder.start()?;
     server.wake_on(&signals)?;
     if args.hint {
-        let _ = io::stdout().write_all(args::hint(args, &server).as_bytes());
+        talk.out.line(args::hint(args, &server).as_bytes());
     }
     if let Some(pid_file) = &pid_file {
         pid_file.write()?;
@@ -102,29 +113,29 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if args.detached {
         detach::ready()?;
     }
-    let served = poll_events(&mut server, args.verbose);
-    say(true, format_args!("server disconnected"));
+    let served = poll_events(&mut server, &mut talk);
+    talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
-    say(args.verbose, format_args!("close server"));
+    talk.detail(format_args!("close server"));
     drop(server);
     for id in ids {
-        say(args.verbose, format_args!("free peer {id}"));
+        talk.detail(format_args!("free peer {id}"));
     }
     drop(pid_file);
     served.map(|()| ExitCode::SUCCESS)
 }
 
 /// Serves until a signal comes, which wakes the server.
-fn poll_events(server: &mut Server, verbose: bool) -> Result<(), Failure> {
+fn poll_events(server: &mut Server, talk: &mut Talk) -> Result<(), Failure> {
     loop {
         for event in server.wait(None)? {
             match event {
                 Event::Joined { id, socket } => {
-                    say(verbose, format_args!("accept()={socket}"));
-                    say(verbose, format_args!("new peer id = {id}"));
+                    talk.detail(format_args!("accept()={socket}"));
+                    talk.detail(format_args!("new peer id = {id}"));
                 }
-                Event::Left { id } => say(verbose, format_args!("free peer {id}")),
-                Event::Refused(refusal) => say(verbose, format_args!("client refused: {refusal}")),
+                Event::Left { id } => talk.detail(format_args!("free peer {id}")),
+                Event::Refused(refusal) => talk.detail(format_args!("client refused: {refusal}")),
                 _ => {}
             }
         }
