@@ -154,10 +154,11 @@ impl Memory {
                     return Err(Error::Memory { memory: label, action: "lock", source });
                 }
             }
-            let meta = lock.metadata().map_err(|source| Error::Memory {
-                memory: label.clone(),
-                action: "look at",
-                source,
+            let meta = lock.metadata().map_err(|source| {
+                if created {
+                    let _ = shm_unlink(path.as_str());
+                }
+                Error::Memory { memory: label.clone(), action: "look at", source }
             })?;
             if !meta.is_file() {
                 return Err(Error::MemoryKind { memory: label });

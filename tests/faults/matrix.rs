@@ -69,6 +69,8 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Start, "signalfd4", Fails, 1, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EINVAL"]),
     // Of open files: it does without. Of a file's size: it must know.
     row(Start, "prlimit64", FailsOrHarmless, 1, &["EPERM", "EINVAL", "EFAULT"]),
+    // Before a line is printed.
+    row(Start, "poll", Harmless, 1, &["EINTR", "ENOMEM", "EINVAL", "EFAULT"]),
     row(Start, "epoll_create1", Fails, 1, &["EMFILE", "ENFILE", "ENOMEM", "EINVAL"]),
     row(Start, "timerfd_create", Fails, 1, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EPERM"]),
     row(Start, "eventfd2", Fails, 1, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EINVAL"]),
@@ -158,11 +160,11 @@ pub(crate) const MATRIX: &[Row] = &[
     // Stopping.
     row(Stop, "epoll_wait", Harmless, 1, &["EINTR"]),
     row(Stop, "write", Harmless, 1, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO"]),
+    row(Stop, "poll", Harmless, 1, &["EINTR", "ENOMEM"]),
     row(Stop, "shutdown", Harmless, 1, &["ENOTCONN", "EBADF"]),
     row(Stop, "close", Harmless, 1, &["EIO", "EINTR", "EBADF"]),
     row(Stop, "statx", MayLeaveBehind, 1, &["EACCES", "ENOMEM", "EIO", "ENOENT"]),
     row(Stop, "unlink", MayLeaveBehind, 1, &["EACCES", "EROFS", "EBUSY", "EIO", "ENOENT"]),
-    row(Stop, "openat", MayLeaveBehind, 1, &["EMFILE", "ENOENT", "EACCES", "EINTR"]),
     row(Stop, "flock", Harmless, 1, &["EBADF", "ENOLCK", "EINTR"]),
 ];
 
@@ -180,6 +182,7 @@ pub(crate) const EXEMPT: &[(&str, &str)] = &[
     ("rt_sigreturn", "it returns from a signal"),
     ("restart_syscall", "a wait that the tracer interrupted goes on"),
     ("exit_group", "it does not return"),
+    ("geteuid", "it cannot fail"),
     ("getpid", "it does not fail"),
     ("fcntl(F_GETFD)", "std looks at what it closes, in debug builds only"),
 ];
