@@ -8,9 +8,9 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
@@ -262,6 +262,7 @@ fn memory_that_its_maker_lost_to_another_starter_is_not_left_by_that_one() {
     let _owner = UnixListener::bind(place.socket()).expect("the place is new");
     // Made, but not locked: the moment that the fifty above meet now and then.
     File::create(place.shm()).expect("/dev/shm can be written");
+    fs::set_permissions(place.shm(), Permissions::from_mode(0o700)).expect("it is ours");
     run(&mut place.command(&["-F"])).assert_refused(&["in use", "socket"]);
     place.assert_holds_only(&["socket"]);
 
