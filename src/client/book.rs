@@ -57,11 +57,12 @@ impl Book {
             _ if !self.greeted => "the protocol version".into(),
             _ if self.id.is_none() => "the client's id".into(),
             _ if !self.has_memory => "the shared memory".into(),
-            Some(vectors) if own > 0 => format!(
+            _ if own == 0 => "the client's own first vector".into(),
+            None => "another one of the client's own vectors".into(),
+            Some(vectors) => format!(
                 "the client's own vector {own}, of {vectors} asked for, counted from 0 (the server \
                  may have no more than {own})"
             ),
-            _ => "the client's own first vector".into(),
         }
     }
 

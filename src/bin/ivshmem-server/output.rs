@@ -48,21 +48,25 @@ impl<F: AsFd + IsTerminal> Output<F> {
     /// Writes a line, or more, that ends with a newline. A reader that has gone, or a disk that
     /// is full, is no reason to end: nothing is said of it.
     pub(crate) fn line(&mut self, line: &[u8]) {
-        let patience =
-            if self.dropped == 0 { PollTimeout::from(MOMENT) } else { PollTimeout::ZERO };
-        if !self.has_room(patience) {
-            self.dropped += 1;
-            return;
-        }
+        let mut patience = PollTimeout::from(MOMENT);
         if self.dropped > 0 {
+            patience = PollTimeout::ZERO;
+            if !self.has_room(patience) {
+                self.dropped += 1;
+                return;
+            }
             let dropped = std::mem::take(&mut self.dropped);
             let text = format!("ivshmem-server: {dropped} lines left out, as nobody took them\n");
-            let _ = self.write(text.as_bytes());
+            let _ = write(self.target(), text.as_bytes());
         }
         // More than a pipe takes at once comes in parts, each when there is room for it.
         for part in line.chunks(PIPE_BUF) {
-            if !self.has_room(patience) || self.write(part).is_err() {
-                break;
+            if !self.has_room(patience) {
+                self.dropped += 1;
+                return;
+            }
+            if write(self.target(), part).is_err() {
+                return;
             }
         }
     }
@@ -72,10 +76,6 @@ impl<F: AsFd + IsTerminal> Output<F> {
     fn has_room(&self, patience: PollTimeout) -> bool {
         let mut fds = [PollFd::new(self.target(), PollFlags::POLLOUT)];
         poll(&mut fds, patience).is_ok_and(|ready| ready > 0)
-    }
-
-    fn write(&self, bytes: &[u8]) -> nix::Result<usize> {
-        write(self.target(), bytes)
     }
 }
 
