@@ -391,6 +391,27 @@ fn a_pipe_without_a_server_ends_in_time_and_fails() {
 }
 
 #[test]
+fn a_full_disk_under_its_errors_is_no_reason_to_end() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let socket = dir.path().join("socket");
+    let mut command = client(&socket);
+    command.args(["--give-up", "0.2", "-e", "dump"]).stdin(Stdio::null()).stderr(full());
+    assert_eq!(command.status().expect("it starts").code(), Some(1));
+
+    let mut command = client(&socket);
+    command.args(["-e", "dump"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(full());
+    let early = command.spawn().expect("it starts");
+    thread::sleep(Duration::from_millis(200));
+    let mut server = serve(&socket);
+    let output = early.wait_with_output().expect("waitpid works");
+    let _ = server.kill();
+    let _ = server.wait();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("our_id = 0"));
+}
+
+#[test]
 fn a_reader_that_goes_is_the_end() {
     let daemon = Daemon::builder().start();
     let mut running = client(daemon.socket_path())

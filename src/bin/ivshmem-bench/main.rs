@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Instant;
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ivshmem-bench: {error}");
+            let _ = writeln!(io::stderr(), "ivshmem-bench: {error}");
             ExitCode::FAILURE
         }
     }
@@ -55,7 +55,8 @@ fn bench(args: &Args) -> Result<(), Failure> {
     if thread::available_parallelism()?.get() > 1 {
         receivers.push(Receiver::Busy);
     } else {
-        eprintln!("ivshmem-bench: no busy receivers: there is only one processor");
+        let _ =
+            writeln!(io::stderr(), "ivshmem-bench: no busy receivers: there is only one processor");
     }
     let ways: &[Way] = if args.may_write() { &[Way::Write, Way::Read] } else { &[Way::Read] };
     let resident = host.join()?;

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 mod args;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("ivshmem-client: {error}");
+            let _ = writeln!(io::stderr(), "ivshmem-client: {error}");
             ExitCode::FAILURE
         }
     }

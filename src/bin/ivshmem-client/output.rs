@@ -46,7 +46,8 @@ impl Output {
     pub(crate) fn warn(&mut self, line: &str) {
         match &mut self.printer {
             Some(print) => self.closed |= print(format!("{line}\n")).is_err(),
-            None => eprintln!("{line}"),
+            // A full disk under stderr is no reason to end.
+            None => drop(writeln!(io::stderr(), "{line}")),
         }
     }
 

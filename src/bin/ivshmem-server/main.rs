@@ -50,14 +50,14 @@ struct Talk {
 }
 
 impl Talk {
-    fn say(&mut self, line: &str) {
+    fn say(&mut self, line: impl std::fmt::Display) {
         self.out.line(format!("{line}\n").as_bytes());
     }
 
     /// Only with `-v`.
     fn detail(&mut self, line: std::fmt::Arguments<'_>) {
         if self.verbose {
-            self.say(&line.to_string());
+            self.say(line);
         }
     }
 }
