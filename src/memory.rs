@@ -27,7 +27,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{shm_open, shm_unlink};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::unistd::{ftruncate, geteuid, unlink};
 
 use crate::Error;
@@ -233,9 +233,19 @@ impl Memory {
         // Asked first, since filling a file system to the brim, to find out that it is too
         // small, would fail everybody else who writes to it meanwhile. A file system
         // without a limit says 0 blocks.
+        let allocated = meta.blocks() * 512;
         let free = system.blocks_available() as u64 * system.block_size() as u64;
-        let available = free.saturating_add(meta.blocks() * 512);
+        let available = free.saturating_add(allocated);
         if system.blocks() > 0 && wanted > available {
+            return Err(Error::MemoryNoRoom { memory: memory(), wanted, available });
+        }
+        // Sealed memory has no such limit, and a tmpfs may have one above what the machine has:
+        // then the kernel would kill other processes until it fits.
+        if system.filesystem_type() == TMPFS_MAGIC
+            && let Some(free) = free_memory()
+            && wanted > free.saturating_add(allocated)
+        {
+            let available = free.saturating_add(allocated);
             return Err(Error::MemoryNoRoom { memory: memory(), wanted, available });
         }
         let length = wanted.cast_signed();
@@ -311,6 +321,16 @@ fn remove(name: &str, object: &File) -> io::Result<()> {
         shm_unlink(name)?;
     }
     Ok(())
+}
+
+/// Bytes that the machine's memory and swap have room for, where /proc tells.
+fn free_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    Some((kib("MemAvailable:")? + kib("SwapFree:")?) * 1024)
 }
 
 fn is_same(one: &Metadata, other: &Metadata) -> bool {

@@ -180,6 +180,28 @@ fn a_file_system_that_is_too_small_is_found_out_at_the_start() {
     }
 }
 
+/// Where nothing else bounds it, the machine's memory does: else the kernel would end other processes to fill it. In
+/// earnest that would end this test too; so strace keeps the server from reserving anything.
+#[test]
+fn memory_beyond_what_the_machine_has_is_refused_before_it_is_filled() {
+    let place = Place::new();
+    let trace = "strace -qq -o /dev/null -e trace=fallocate -e inject=fallocate:error=EIO";
+    let huge = ["-F", "-l", "1P"].map(str::to_owned);
+    let sealed = [place.args().as_slice(), &huge, &["--memfd".to_owned()]].concat();
+    let mut words = trace.split(' ');
+    let mut strace = Command::new(words.next().expect("its name"));
+    let refused = ["1125899906842624 bytes does not fit", "bytes left"];
+    run(strace.args(words).arg(common::daemon::program()).args(&sealed)).assert_refused(&refused);
+    place.assert_holds_only(&[]);
+
+    let script = format!("mount -t tmpfs -o size=4P none /dev/shm && exec {trace} \"$0\" \"$@\"");
+    match in_own_mounts(&script, &[place.args().as_slice(), &huge].concat()) {
+        Some(mut named) => run(&mut named).assert_refused(&refused),
+        None => skip("mount namespaces are not to be had (unshare -rm)"),
+    }
+    place.assert_holds_only(&[]);
+}
+
 #[test]
 fn memory_without_a_name_leaves_none() {
     let place = Place::new();
