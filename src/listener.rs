@@ -12,7 +12,7 @@
 //!
 //! Between finding it dead and removing it, another starter could have replaced it; so this
 //! happens under an flock of the directory, which leaves nothing behind. Only a socket found
-//! dead under the lock is removed, and everybody who removes holds the lock.
+//! dead under the lock is removed, and everybody who removes a dead one holds the lock.
 //!
 //! At the end the path is removed before the socket is closed, and only if it still is this
 //! socket: while it is open its inode number can belong to no other.
@@ -83,8 +83,11 @@ impl Listener {
     fn bound(path: &Path, fd: OwnedFd) -> Result<Self, Error> {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
         let meta = fs::symlink_metadata(path).map_err(|source| {
-            // It was bound a moment ago, and whatever holds it now cannot be told apart.
-            let _ = fs::remove_file(path);
+            // It was bound a moment ago, and whatever holds it now cannot be told apart; but if
+            // it is gone, somebody else may be there by now.
+            if source.kind() != io::ErrorKind::NotFound {
+                let _ = fs::remove_file(path);
+            }
             Error::Socket { path: path.into(), action: "find the newly bound", source }
         })?;
         Ok(Self {
@@ -184,14 +187,16 @@ fn replace(
                 };
                 return Err(Error::NotASocket { path: path.into(), kind });
             }
-            if is_alive(path, address)? {
-                return Err(Error::SocketInUse { path: path.into() });
+            match holder(path, address)? {
+                Holder::Alive => return Err(Error::SocketInUse { path: path.into() }),
+                // Whoever finds the place empty now is as good as we are.
+                Holder::Gone => {}
+                Holder::Dead => fs::remove_file(path).map_err(|source| Error::Socket {
+                    path: path.into(),
+                    action: "remove the left-over",
+                    source,
+                })?,
             }
-            fs::remove_file(path).map_err(|source| Error::Socket {
-                path: path.into(),
-                action: "remove the left-over",
-                source,
-            })?;
         }
     }
     match bind() {
@@ -205,8 +210,16 @@ fn replace(
     }
 }
 
+/// Who holds the socket at a path.
+enum Holder {
+    Alive,
+    Dead,
+    /// It has removed its socket meanwhile.
+    Gone,
+}
+
 /// Whether a process holds the socket at `path`; see the head of this file.
-fn is_alive(path: &Path, address: &UnixAddr) -> Result<bool, Error> {
+fn holder(path: &Path, address: &UnixAddr) -> Result<Holder, Error> {
     let failed = |errno: Errno| Error::Socket {
         path: path.into(),
         action: "find out who holds",
@@ -215,8 +228,9 @@ fn is_alive(path: &Path, address: &UnixAddr) -> Result<bool, Error> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, SockType::Datagram, flags, None).map_err(failed)?;
     match connect(probe.as_raw_fd(), address) {
-        Ok(()) | Err(Errno::EPROTOTYPE) => Ok(true),
-        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+        Ok(()) | Err(Errno::EPROTOTYPE) => Ok(Holder::Alive),
+        Err(Errno::ECONNREFUSED) => Ok(Holder::Dead),
+        Err(Errno::ENOENT) => Ok(Holder::Gone),
         Err(errno) => Err(failed(errno)),
     }
 }

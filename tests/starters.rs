@@ -220,6 +220,34 @@ fn a_starter_that_waited_for_another_at_a_dead_socket_looks_at_it_again() {
     place.assert_holds_only(&["socket"]);
 }
 
+/// The second finds a socket, which is gone when it asks who holds it, and a third one's when it would remove a dead one.
+/// strace makes the moments last.
+#[test]
+fn a_socket_that_is_removed_and_made_anew_meanwhile_is_left_alone() {
+    let place = Place::new();
+    let log = place.path("log");
+    let first = place.serve(&[]);
+    let mut strace = Command::new("strace");
+    strace.args(["-D", "-qq", "-e", "trace=bind,connect,unlink", "-o"]).arg(&log);
+    strace.args(["-e", "inject=connect:delay_enter=3000000"]);
+    strace.args(["-e", "inject=unlink:delay_enter=5000000"]);
+    strace.args(["-e", "inject=bind:delay_enter=5000000:when=2+"]);
+    strace.arg(program()).args(place.args()).args(["-F", "-M", &format!("{}-2", place.name)]);
+    let second = Process::spawn(&mut strace);
+    wait_for("it found somebody there", || text_of(&log).contains("EADDRINUSE").then_some(()));
+    first.stop();
+    wait_for("it finds nobody there", || text_of(&log).contains("ENOENT").then_some(()));
+    let third = place.serve(&[]);
+    let inode = || fs::metadata(place.socket()).expect("it is served").ino();
+    let before = inode();
+    second.end().assert_refused(&["in use", place.socket().to_str().expect("ours")]);
+    assert_eq!(inode(), before);
+    assert_eq!(Peer::join(&place.socket(), 1).id(), 0);
+    fs::remove_file(&log).expect("strace wrote it");
+    third.stop();
+    place.assert_holds_only(&[]);
+}
+
 #[test]
 fn of_fifty_daemons_with_one_pid_file_exactly_one_wins() {
     let place = Place::new();
