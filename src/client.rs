@@ -376,21 +376,33 @@ impl Client {
             })?,
         };
         let mut server = false;
+        let mut wrong = None;
         for index in 0..count {
             match self.ready[index].data() {
                 SERVER => server = true,
                 number => {
-                    let taken = match self.book.own.get(number as usize) {
-                        Some(eventfd) => vector::take(eventfd)?,
-                        None => 0,
-                    };
-                    if taken > 0 {
-                        events.push(Event::Rung { vector: number as u32, count: taken });
+                    let vector = number as u32;
+                    match self.book.own.get(number as usize).map(vector::take) {
+                        None | Some(Ok(0)) => {}
+                        Some(Ok(count)) => events.push(Event::Rung { vector, count }),
+                        // An epoll or a timer looks like an eventfd until it is read.
+                        Some(Err(_)) => wrong = Some(vector),
                     }
                 }
             }
         }
-        if server && let Err(reason) = self.listen(events) {
+        let outcome = match wrong {
+            Some(vector) => {
+                // It would stay ready for ever.
+                let _ = self.epoll.delete(&self.book.own[vector as usize]);
+                Err(Error::NotAnEventfd { peer: self.id, vector })
+            }
+            None if server => self.listen(events),
+            None => Ok(()),
+        };
+        if let Err(reason) = outcome
+            && self.socket.is_some()
+        {
             self.hang_up();
             events.push(Event::Disconnected { reason });
         }
@@ -403,9 +415,15 @@ impl Client {
             let Some(socket) = &self.socket else { return Ok(()) };
             let Some(message) = self.reader.next(socket)? else { return Ok(()) };
             let change = self.book.note(message)?;
-            let now = if let Change::Peer(peer) = change { Some(peer) } else { None };
-            if let Some(before) = self.telling.replace(now.unwrap_or(self.id))
-                && Some(before) != now
+            // That somebody left may be told between two vectors of a peer.
+            let now = match change {
+                Change::Peer(peer) => Some(peer),
+                Change::Own => Some(self.id),
+                Change::Left(..) | Change::Greeting => None,
+            };
+            if let Some(now) = now
+                && let Some(before) = self.telling.replace(now)
+                && before != now
             {
                 self.announce(before, 0, events);
             }

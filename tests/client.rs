@@ -9,6 +9,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use nix::sys::signal::Signal;
 use common::PATIENCE;
 use common::daemon::Daemon;
 use common::peer::Peer;
+use common::program::run;
 use common::target::Target;
 use common::vm::Vm;
 use common::wait_for;
@@ -268,6 +270,36 @@ fn a_ring_is_seen_once_by_the_client_or_by_the_vector_that_was_taken() {
     let vector = client.vector(0).expect("it is free again");
     drop(client);
     drop(vector);
+}
+
+/// strace makes each read of a vector take half a second, so that it comes when the dropped vector has looked already.
+#[test]
+fn a_ring_while_a_vector_is_dropped_is_not_lost() {
+    let slowly = "-f -qq -o /dev/null -e trace=preadv2 -e inject=preadv2:delay_enter=500000";
+    let ended = run(Command::new("strace")
+        .args(slowly.split(' '))
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", "drops_a_vector_while_it_is_rung", "--ignored", "--nocapture"]));
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stdout.contains("test result: ok. 1 passed"), "{ended:?}");
+}
+
+#[test]
+#[ignore = "another test starts it, as a process whose reads take long"]
+fn drops_a_vector_while_it_is_rung() {
+    let daemon = Daemon::builder().start();
+    let mut client = Client::connect(daemon.socket_path()).expect("a server");
+    let doorbell = client.doorbell(0, 0).expect("it has one");
+    let mut vector = client.vector(0).expect("it has one");
+    doorbell.ring().expect("it can be rung");
+    assert!(vector.wait(Some(PATIENCE)).expect("it can wait"));
+    let again = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        doorbell.ring().expect("it can be rung");
+    });
+    drop(vector);
+    again.join().expect("no panic");
+    assert!(matches!(next(&mut client)[..], [Event::Rung { vector: 0, count: 1 }]));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use ivshmem_server::client::{Builder, Client, Error, Event};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -683,6 +684,54 @@ fn a_peer_with_fewer_vectors_has_joined_when_the_next_one_comes() {
             ),
             "{events:?}"
         );
+    });
+}
+
+#[test]
+fn a_goodbye_between_two_vectors_of_a_peer_does_not_make_it_whole() {
+    alone(|| {
+        let (server, socket) = Wrong::pair();
+        server.greet();
+        server.vectors(3, 2);
+        server.vectors(4, 2);
+        let mut client = client().vectors(2).adopt(socket).expect("a right greeting");
+        let events = client.wait(Some(PATIENCE)).expect("it can wait");
+        assert!(matches!(events[..], [Event::Joined { peer: 4, vectors: 2 }]), "{events:?}");
+        server.vectors(5, 1);
+        server.say(4);
+        server.vectors(5, 1);
+        let events = client.wait(Some(PATIENCE)).expect("it can wait");
+        assert!(
+            matches!(events[..], [Event::Left { peer: 4 }, Event::Joined { peer: 5, vectors: 2 }]),
+            "{events:?}"
+        );
+    });
+}
+
+/// No mode tells an epoll from an eventfd.
+#[test]
+fn a_vector_of_its_own_that_cannot_be_read_ends_the_connection() {
+    alone(|| {
+        let ready = eventfd();
+        ready.write(1).expect("it takes a number");
+        let (events, reason) = disconnected(|server| {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll");
+            epoll.add(&ready, EpollEvent::new(EpollFlags::EPOLLIN, 0)).expect("it takes that");
+            server.give(3, &epoll.0);
+        });
+        assert!(matches!(events[..], [Event::Vector { vector: 1 }]), "{events:?}");
+        assert!(matches!(reason, Error::NotAnEventfd { peer: 3, vector: 1 }), "{reason:?}");
+    });
+}
+
+#[test]
+fn a_client_may_wait_for_ever() {
+    alone(|| {
+        let (server, socket) = Wrong::pair();
+        server.greet();
+        server.vectors(3, 1);
+        let client = client().connect_timeout(Duration::MAX).adopt(socket);
+        assert_eq!(client.expect("a right greeting").vectors(), 1);
     });
 }
 

@@ -111,7 +111,7 @@ impl Builder {
     /// What is wrong with the path, the server, its greeting or its memory: every [`Error`]
     /// but those of a client that is connected.
     pub fn connect(&self, path: impl AsRef<Path>) -> Result<Client, Error> {
-        let deadline = Instant::now() + self.limit;
+        let deadline = Instant::now().checked_add(self.limit);
         self.greet(connect(path.as_ref(), self.limit)?, deadline)
     }
 
@@ -121,7 +121,7 @@ impl Builder {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn adopt(&self, socket: impl Into<OwnedFd>) -> Result<Client, Error> {
-        let deadline = Instant::now() + self.limit;
+        let deadline = Instant::now().checked_add(self.limit);
         let socket = UnixStream::from(socket.into());
         socket
             .set_nonblocking(true)
@@ -129,14 +129,15 @@ impl Builder {
         self.greet(socket, deadline)
     }
 
-    fn greet(&self, socket: UnixStream, deadline: Instant) -> Result<Client, Error> {
+    /// Without a deadline it waits for as long as it takes.
+    fn greet(&self, socket: UnixStream, deadline: Option<Instant>) -> Result<Client, Error> {
         let mut reader = Reader::default();
         let mut book = Book::default();
         // The server went on to tell of another peer after our own vectors.
         let mut passed = false;
         while !self.is_complete(&book, passed) {
-            let now = Instant::now();
-            if now >= deadline {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 let missing = book.missing(self.vectors);
                 return Err(Error::Timeout { limit: self.limit, missing });
             }
@@ -150,10 +151,11 @@ impl Builder {
                 continue;
             }
             let guessing = self.vectors.is_none() && !book.own.is_empty() && book.memory.is_some();
-            let left = deadline - now;
-            let time = if guessing { left.min(self.quiet) } else { left };
+            let quiet = Some(self.quiet);
+            let time =
+                if guessing { left.map_or(quiet, |left| quiet.min(Some(left))) } else { left };
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, milliseconds(Some(time))) {
+            match poll(&mut fds, milliseconds(time)) {
                 Ok(0) if guessing => break,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {

@@ -7,7 +7,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -227,10 +228,12 @@ impl Vector {
 impl Drop for Vector {
     fn drop(&mut self) {
         if let Some(edge) = &self.edge {
-            // What was waited for is still in the count, and not to be told of again.
+            // What was waited for is still in the count, and not to be told of again. But a ring
+            // may come after the look, and be taken: then the count has grown.
+            let before = count(&self.eventfd).unwrap_or(0);
             let unseen = look(edge, &self.eventfd, EpollTimeout::ZERO).unwrap_or(false);
-            let _ = self.take();
-            if unseen {
+            let taken = self.take().unwrap_or(0);
+            if unseen || taken > before {
                 let _ = self.eventfd.ring();
             }
         }
@@ -275,6 +278,14 @@ fn look(edge: &Epoll, eventfd: &Doorbell, time: impl Into<EpollTimeout>) -> Resu
 pub(super) fn take(eventfd: &Doorbell) -> Result<u64, Error> {
     sys::take_count(eventfd.as_fd())
         .map_err(|source| Error::System { action: "read a vector", source })
+}
+
+/// What `take` would find, left there. None where /proc does not tell (`proc_pid_fdinfo(5)`).
+fn count(eventfd: &Doorbell) -> Option<u64> {
+    let path = format!("/proc/self/fdinfo/{}", eventfd.0.as_raw_fd());
+    let text = fs::read_to_string(path).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("eventfd-count:"))?;
+    u64::from_str_radix(value.trim(), 16).ok()
 }
 
 /// A time as poll(2) and epoll_wait(2) want it, rounded up.
