@@ -166,6 +166,10 @@ fn no_input_at_all_is_an_end_too() {
     let (status, output, errors) = run(&mut client(daemon.socket_path()), "");
     assert_eq!((status, errors.as_str()), (0, ""));
     assert!(output.starts_with(BANNER), "{output}");
+
+    let nobody = tempfile::tempdir().expect("a temporary directory");
+    let (status, _, errors) = run(&mut client(&nobody.path().join("socket")), "");
+    assert_eq!(status, 1, "there was no server: {errors}");
 }
 
 #[test]

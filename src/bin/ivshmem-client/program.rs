@@ -46,6 +46,8 @@ pub(crate) struct Program<'a> {
     out: Output,
     input: Input,
     session: Option<Session>,
+    /// There has been a session.
+    met: bool,
     /// When to connect next, and since when there has been no server.
     attempt: Instant,
     outage: Instant,
@@ -69,6 +71,7 @@ impl<'a> Program<'a> {
             out,
             input,
             session: None,
+            met: false,
             attempt: now,
             outage: now,
             told: false,
@@ -110,6 +113,7 @@ impl<'a> Program<'a> {
         match builder.connect(path) {
             Ok(client) => {
                 self.session = Some(Session::begin(client, &mut self.out));
+                self.met = true;
                 self.told = false;
             }
             Err(error) => {
@@ -255,6 +259,9 @@ impl<'a> Program<'a> {
             return over;
         }
         if self.input.is_given() || self.input.is_person() || self.session.is_none() {
+            if !self.met {
+                self.status = 1;
+            }
             return true;
         }
         let (since, last) = *self.idle.get_or_insert((now, now));
