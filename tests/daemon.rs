@@ -11,11 +11,13 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::openpty;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getsid};
+use nix::unistd::{Pid, getsid, ttyname};
 
 use common::daemon::{Daemon, program};
 use common::peer::{Connection, Peer};
@@ -168,6 +170,26 @@ fn the_parent_returns_when_the_pid_file_is_complete_and_the_socket_listens() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
     place.assert_holds_only(&[]);
+}
+
+#[test]
+fn a_daemon_lets_go_of_the_terminal_that_it_was_started_from() {
+    let pair = openpty(None, None).expect("a terminal");
+    let terminal = ttyname(&pair.slave).expect("it has a name");
+    for end in [&pair.master, &pair.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("a descriptor has flags");
+    }
+    let place = Place::new();
+    let on_terminal = format!("exec \"$0\" \"$@\" 2>{}", terminal.display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &on_terminal]).arg(program()).args(place.args());
+    let (mut daemon, _) = Background::start(&mut command, &place.pid_file());
+    let fds = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs");
+    let open: Vec<_> = fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    assert!(open.contains(&PathBuf::from("/dev/null")), "{open:?}");
+    assert!(!open.contains(&terminal), "{open:?}");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
 }
 
 #[test]

@@ -18,11 +18,10 @@ pub(crate) fn start(args: &Args) {
         let level = record.level().as_str().to_ascii_lowercase();
         writeln!(out, "ivshmem-server: {level}: {}", record.args())
     });
-    let stderr = Output::new(io::stderr());
     builder.target(Target::Pipe(if args.detached {
-        Box::new(SystemLog { socket: None, stderr })
+        Box::new(SystemLog { socket: None, stderr: Output::passing(io::stderr()) })
     } else {
-        Box::new(stderr)
+        Box::new(Output::new(io::stderr()))
     }));
     builder.init();
 }

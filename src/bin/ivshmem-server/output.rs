@@ -38,7 +38,13 @@ impl<F: AsFd + IsTerminal> Output<F> {
             File::options().write(true).custom_flags(flags).open(path).ok()
         };
         let terminal = if stream.is_terminal() { reopen() } else { None };
-        Self { stream, terminal, dropped: 0 }
+        Self { terminal, ..Self::passing(stream) }
+    }
+
+    /// A stream that something else is soon put in the place of, so a terminal is not held on
+    /// to by opening it once more.
+    pub(crate) fn passing(stream: F) -> Self {
+        Self { stream, terminal: None, dropped: 0 }
     }
 
     fn target(&self) -> BorrowedFd<'_> {
