@@ -90,7 +90,7 @@
 //!
 //! # Features
 //! `programs`, on by default, is for the command line programs. Without it the library depends
-//! on libc, log, nix and thiserror only. Rust 1.89 or newer, Linux only.
+//! on libc, log, nix and thiserror only. Rust 1.89 or newer, Linux with glibc.
 //!
 //! [`capi`] is QEMU's C interface, for C programs.
 
