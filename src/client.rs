@@ -349,7 +349,7 @@ impl Client {
         let mut events = Vec::new();
         loop {
             let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-            let woken = self.look(vector::milliseconds(left), &mut events)?;
+            let woken = self.look(crate::sys::milliseconds(left), &mut events)?;
             // Part of a message, or of a peer, is nothing to tell of yet.
             if !events.is_empty() || !woken || left.is_some_and(|left| left.is_zero()) {
                 return Ok(events);

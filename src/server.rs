@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::sys::time::TimeSpec;
@@ -38,6 +38,7 @@ use crate::Error;
 use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::roster::{Key, Roster};
+use crate::sys;
 use crate::wire::{Rest, Sender};
 
 mod builder;
@@ -413,11 +414,7 @@ impl Server {
     /// # Errors
     /// As [`dispatch`](Self::dispatch).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<Event>, Error> {
-        let timeout = match timeout {
-            None => EpollTimeout::NONE,
-            Some(time) => EpollTimeout::try_from(time.as_nanos().div_ceil(1_000_000))
-                .unwrap_or(EpollTimeout::MAX),
-        };
+        let timeout = sys::milliseconds(timeout);
         let mut ready = std::mem::take(&mut self.ready);
         self.woken = false;
         let count = match self.epoll.wait(&mut ready, timeout) {

@@ -16,9 +16,19 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use std::time::Duration;
+
+use nix::poll::PollTimeout;
 
 /// Bytes of one message.
 pub(crate) const MESSAGE: usize = 8;
+
+/// A time as poll(2) and epoll_wait(2) want it, rounded up. None is no limit.
+pub(crate) fn milliseconds(time: Option<Duration>) -> PollTimeout {
+    time.map_or(PollTimeout::NONE, |time| {
+        PollTimeout::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
+    })
+}
 
 /// Control data for exactly one descriptor: what `CMSG_SPACE(sizeof(int))` bytes hold.
 #[derive(Clone, Copy)]

@@ -30,8 +30,8 @@ use nix::sys::time::TimeVal;
 
 use super::book::{Book, Change};
 use super::reader::Reader;
-use super::vector::milliseconds;
 use super::{Client, Error};
+use crate::sys::milliseconds;
 
 /// What a client is to be. Made by [`Client::builder`].
 ///

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::PollTimeout;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd;
@@ -215,7 +214,7 @@ impl Vector {
                 (Some(timeout), Some(start)) => Some(timeout.saturating_sub(start.elapsed())),
                 _ => None,
             };
-            if look(edge, &self.eventfd, milliseconds(left))? {
+            if look(edge, &self.eventfd, sys::milliseconds(left))? {
                 return Ok(true);
             }
             if left.is_some_and(|left| left.is_zero()) {
@@ -286,11 +285,4 @@ fn count(eventfd: &Doorbell) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix("eventfd-count:"))?;
     u64::from_str_radix(value.trim(), 16).ok()
-}
-
-/// A time as poll(2) and epoll_wait(2) want it, rounded up.
-pub(super) fn milliseconds(time: Option<Duration>) -> PollTimeout {
-    time.map_or(PollTimeout::NONE, |time| {
-        PollTimeout::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
-    })
 }
