@@ -242,10 +242,9 @@ impl Memory {
         // Sealed memory has no such limit, and a tmpfs may have one above what the machine has:
         // then the kernel would kill other processes until it fits.
         if system.filesystem_type() == TMPFS_MAGIC
-            && let Some(free) = free_memory()
-            && wanted > free.saturating_add(allocated)
+            && let Some(available) = free_memory().map(|free| free.saturating_add(allocated))
+            && wanted > available
         {
-            let available = free.saturating_add(allocated);
             return Err(Error::MemoryNoRoom { memory: memory(), wanted, available });
         }
         let length = wanted.cast_signed();
