@@ -44,7 +44,7 @@ use crate::wire::{Rest, Sender};
 mod builder;
 mod dispatch;
 mod flight;
-mod limit;
+pub(crate) mod limit;
 
 pub use builder::Builder;
 use flight::{Flight, Share};

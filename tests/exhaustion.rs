@@ -104,11 +104,6 @@ fn without_descriptors_it_turns_newcomers_away_idles_and_serves_again(target: Ta
             let end = std::io::Read::read(&mut turned_away, &mut [0; 8]);
             assert_eq!(end.expect("the end of the stream"), 0, "limit {limit}: turned away");
         }
-        let lines = lines_with(server, "warn: client refused: no descriptors are left");
-        assert!(
-            !target.logs() || (1..=30).contains(&lines),
-            "limit {limit}: {lines} lines for 202 refused"
-        );
         // Room for one, and it is served.
         let leaver = *crowd.numbers().last().expect("there is one at any limit");
         let full = server.open_fds();
@@ -117,9 +112,11 @@ fn without_descriptors_it_turns_newcomers_away_idles_and_serves_again(target: Ta
         crowd.connect(true);
         crowd.settle();
     }
-    for one in servers {
-        drop(one.crowd);
-        one.server.stop();
+    for Exhausted { limit, server, crowd } in servers {
+        drop(crowd);
+        // A line at most each second, on stdout (they are verbose) and stderr together.
+        let lines = server.stop().matches("client refused: no descriptors are left").count();
+        assert!((1..=30).contains(&lines), "limit {limit}: {lines} lines for 202 refused");
     }
 }
 
@@ -247,8 +244,6 @@ fn with_all_ids_remembered_it_turns_newcomers_away_and_then_starts_over(target: 
         let end = refused.receive(PATIENCE).expect("an end of the stream");
         assert!(end.is_none(), "no id is left, but here is {end:?}");
     }
-    let lines = lines_with(&server, "warn: client refused: no id is left");
-    assert!(!target.logs() || (1..=5).contains(&lines), "{lines} lines for 20 refused");
     assert!(!witness.is_ended(number), "the witness was hung up on");
     // It leaves, and so nobody remembers.
     witness.leave(number);
@@ -371,7 +366,7 @@ fn a_terminal_that_nobody_reads_holds_up_nobody() {
 }
 
 /// Who hangs up while another is let in makes room for it. That it happens in this order is strace's doing: each `accept4`
-/// takes a second (-D: the server, not strace, is our child).
+/// takes two seconds (-D: the server, not strace, is our child).
 fn who_hangs_up_at_the_last_moment_makes_room_for_the_next(target: Target) {
     thread::scope(|scope| {
         for limit in [18, 19] {
@@ -381,7 +376,7 @@ fn who_hangs_up_at_the_last_moment_makes_room_for_the_next(target: Target) {
 }
 
 fn make_room(target: Target, limit: u64) {
-    let delay = "inject=accept4:delay_enter=1000000";
+    let delay = "inject=accept4:delay_enter=2000000";
     let trace = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=accept4", "-e", delay];
     // Room for some four. Of these limits one leaves a descriptor for the socket of the next, and one does not.
     let server = target.builder().under(&trace).descriptors(limit).start();

@@ -12,6 +12,7 @@ use super::abi::{IVSHMEM_SERVER_MAX_VECTORS, IvshmemServer, IvshmemServerPeer};
 use super::fdset::FdSet;
 use super::list::{self, List};
 use super::report::{Failure, say};
+use crate::server::limit::LogLimit;
 use crate::{Event, MemorySource, Peer, Server};
 
 /// A server that runs. Dropped, it is closed, and the structure is left as it is.
@@ -22,6 +23,8 @@ pub(super) struct State {
     /// The server's descriptor and the clients', as far as they fit. The listening socket
     /// comes and goes by itself.
     watched: FdSet,
+    /// Of those that are turned away, who can be as many as like.
+    refusals: LogLimit,
 }
 
 /// Whether the caller wants to be told what happens.
@@ -114,7 +117,7 @@ impl State {
             (&raw mut (*server).sock_fd).write(running.listener().as_raw_fd());
             (&raw mut (*server).shm_fd).write(running.memory().as_raw_fd());
         }
-        Ok(Self { server: running, list: List::default(), watched })
+        Ok(Self { server: running, list: List::default(), watched, refusals: LogLimit::default() })
     }
 
     /// Whether the structure still shows this server, as far as the library writes it.
@@ -182,7 +185,10 @@ impl State {
                         self.watched.remove(socket);
                     }
                 }
-                Event::Refused(refusal) => say(format!("client refused: {refusal}")),
+                Event::Refused(refusal) => {
+                    let line = format_args!("client refused: {refusal}");
+                    self.refusals.tell(line, |line| say(line.to_string()));
+                }
             }
         }
         let mut newcomers: Vec<_> = self.server.peers().rev().take(joined.len()).collect();

@@ -135,7 +135,7 @@ fn poll_events(server: &mut Server, talk: &mut Talk) -> Result<(), Failure> {
                     talk.detail(format_args!("new peer id = {id}"));
                 }
                 Event::Left { id } => talk.detail(format_args!("free peer {id}")),
-                Event::Refused(refusal) => talk.detail(format_args!("client refused: {refusal}")),
+                // The library's log tells of who is turned away, at most once a second.
                 _ => {}
             }
         }
