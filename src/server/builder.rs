@@ -20,7 +20,7 @@ use crate::wire::Sender;
 use crate::{Error, MAX_VECTORS, MemorySource};
 
 /// Events that one `dispatch` takes from epoll.
-const READY: usize = 256;
+pub(super) const READY: usize = 256;
 
 #[derive(Debug)]
 enum Door {

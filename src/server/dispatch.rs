@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{MsgFlags, recv};
 
+use super::builder::READY;
 use super::{Client, Event, LISTENER, Refusal, STOP, Server, TIMER, Wait, hang_up, new_vector};
 use crate::roster::{Key, Message};
 use crate::wire::{self, Stop, Then};
@@ -128,7 +129,7 @@ impl Server {
     /// moment ago; whether there was one. To refuse somebody while they hold what is missing
     /// would be wrong.
     fn make_room(&mut self, events: &mut Vec<Event>) -> bool {
-        let mut ready = [EpollEvent::empty(); 64];
+        let mut ready = [EpollEvent::empty(); READY];
         let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
         let mut ended: Vec<Key> = ready[..count]
             .iter()
