@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 
 use crate::common::daemon::Daemon;
 use crate::common::wait_for;
@@ -26,7 +27,12 @@ struct Subject {
 
 impl Subject {
     fn new() -> Self {
-        let daemon = Daemon::builder().vectors(VECTORS).start();
+        // An unprivileged one asks for more: what its user may have in flight.
+        let mut builder = Daemon::builder().vectors(VECTORS);
+        if geteuid().is_root() {
+            builder = builder.unprivileged();
+        }
+        let daemon = builder.start();
         let idle = daemon.open_fds();
         Self { daemon, idle }
     }
@@ -158,28 +164,29 @@ fn one_call_that_fails_while_serving_hurts_nobody_else() {
     subject.daemon.stop();
 }
 
-/// Exhaustion that lasts: the fault, and what the newcomers may then expect.
-const LASTING: &[(&str, bool)] = &[
-    ("accept4:error=ENOMEM:when=1+", false),
-    ("accept4:error=ENFILE:when=1+", false),
-    ("accept4:error=EMFILE:when=1+", false),
-    ("accept4:error=EPERM:when=1+", false),
-    ("accept4:error=ENOMEM:when=1+ timerfd_settime:error=EINVAL:when=1..4", false),
-    ("accept4:error=ENOMEM:when=1 epoll_ctl:error=ENOMEM:when=2..4", false),
-    ("eventfd2:error=EMFILE:when=1+", true),
-    ("eventfd2:error=ENOMEM:when=1+", true),
-    ("accept4:error=EMFILE:when=1+ eventfd2:error=EMFILE:when=1+", false),
-    ("epoll_ctl:error=ENOSPC:when=1+", true),
-    ("sendmmsg:error=ETOOMANYREFS:when=1+", false),
-    ("sendmmsg:error=ENOBUFS:when=1+", false),
-    ("sendmmsg:error=ENOMEM:when=1+", false),
-    ("write:error=ENOSPC:when=1+", false),
+/// Exhaustion that lasts: the fault, and how many newcomers may be dropped. With a fault of `accept4` that is told from a
+/// full table of descriptors, one: strace may let go between that and the second `accept4`, which takes it to be closed.
+const LASTING: &[(&str, usize)] = &[
+    ("accept4:error=ENOMEM:when=1+", 0),
+    ("accept4:error=ENFILE:when=1+", 1),
+    ("accept4:error=EMFILE:when=1+", 1),
+    ("accept4:error=EPERM:when=1+", 0),
+    ("accept4:error=ENOMEM:when=1+ timerfd_settime:error=EINVAL:when=1..4", 0),
+    ("accept4:error=ENOMEM:when=1 epoll_ctl:error=ENOMEM:when=2..4", 0),
+    ("eventfd2:error=EMFILE:when=1+", 3),
+    ("eventfd2:error=ENOMEM:when=1+", 3),
+    ("accept4:error=EMFILE:when=1+ eventfd2:error=EMFILE:when=1+", 1),
+    ("epoll_ctl:error=ENOSPC:when=1+", 3),
+    ("sendmmsg:error=ETOOMANYREFS:when=1+", 0),
+    ("sendmmsg:error=ENOBUFS:when=1+", 0),
+    ("sendmmsg:error=ENOMEM:when=1+", 0),
+    ("write:error=ENOSPC:when=1+", 0),
 ];
 
 #[test]
 fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over() {
     let mut subject = Subject::new();
-    for &(faults, refused) in LASTING {
+    for &(faults, allowed) in LASTING {
         println!("serving with {faults}");
         let mut crowd = subject.crowd();
         crowd.stalled = None;
@@ -196,7 +203,6 @@ fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over() {
         assert!((made as u128) < most, "{faults}: {made} calls in {:?}", start.elapsed());
         attached.detach();
         crowd.settle();
-        let allowed = if refused { 3 } else { 0 };
         let output = subject.daemon.output();
         assert!(crowd.dropped() <= allowed, "{faults}: {} dropped\n{output}", crowd.dropped());
         let dropped = crowd.dropped();

@@ -10,10 +10,17 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::common::daemon::Daemon;
 use crate::common::member::Member;
 use crate::common::{find_in_path, wait_for, wait_up_to};
 use crate::{CHILD, Random, Sum};
+
+/// The server's hard limit of open files, which it has from this process.
+fn hard_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works").1
+}
 
 /// Clients of each kind at a time.
 const MEMBERS: u64 = 12;
@@ -115,7 +122,7 @@ impl World {
                 self.squeezed = true;
                 sum.squeezes += 1;
             }
-            16 => self.limit(20_000),
+            16 => self.limit(hard_limit()),
             _ => self.read(sum),
         }
     }
@@ -172,7 +179,7 @@ impl World {
     /// Everybody reads all, and then knows exactly everybody, a newcomer included.
     pub(crate) fn check(&mut self, sum: &mut Sum) {
         self.daemon.assert_running();
-        self.limit(20_000);
+        self.limit(hard_limit());
         if self.squeezed {
             // Whoever was refused has seen the end by now or will, and takes no part; how many
             // of those that never read are among them nobody can tell.
