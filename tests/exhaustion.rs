@@ -104,6 +104,11 @@ fn without_descriptors_it_turns_newcomers_away_idles_and_serves_again(target: Ta
             let end = std::io::Read::read(&mut turned_away, &mut [0; 8]);
             assert_eq!(end.expect("the end of the stream"), 0, "limit {limit}: turned away");
         }
+        let lines = lines_with(server, "warn: client refused: no descriptors are left");
+        assert!(
+            !target.logs() || (1..=30).contains(&lines),
+            "limit {limit}: {lines} lines for 202 refused"
+        );
         // Room for one, and it is served.
         let leaver = *crowd.numbers().last().expect("there is one at any limit");
         let full = server.open_fds();
@@ -244,6 +249,8 @@ fn with_all_ids_remembered_it_turns_newcomers_away_and_then_starts_over(target: 
         let end = refused.receive(PATIENCE).expect("an end of the stream");
         assert!(end.is_none(), "no id is left, but here is {end:?}");
     }
+    let lines = lines_with(&server, "warn: client refused: no id is left");
+    assert!(!target.logs() || (1..=5).contains(&lines), "{lines} lines for 20 refused");
     assert!(!witness.is_ended(number), "the witness was hung up on");
     // It leaves, and so nobody remembers.
     witness.leave(number);
@@ -254,7 +261,8 @@ fn with_all_ids_remembered_it_turns_newcomers_away_and_then_starts_over(target: 
     });
     let newcomer = Peer::join(server.socket_path(), 1);
     assert_eq!(newcomer.others(), [], "it is alone");
-    server.stop();
+    let lines = server.stop().matches("client refused: no id is left").count();
+    assert!((1..=5).contains(&lines), "{lines} lines for some 20 refused");
 }
 
 fn a_burst_of_2000_connections_at_once_is_served(target: Target) {

@@ -24,10 +24,7 @@ enum Coming {
 /// Instructions of a server's whole life, in which so many clients come and none leaves. Skips the test where the limit
 /// of open files has no room for them.
 fn instructions(target: Target, clients: usize, vectors: u16, coming: Coming) -> Option<u64> {
-    assert!(
-        find_in_path("valgrind").is_some(),
-        "valgrind is not installed; on Debian: apt-get install valgrind"
-    );
+    find_in_path("valgrind").expect("valgrind: Debian package valgrind");
     let (_, descriptors) = room_for("instructions for a message", clients, clients, vectors)?;
     let counts = tempfile::NamedTempFile::new().expect("a temporary file");
     let file = format!("--callgrind-out-file={}", counts.path().display());

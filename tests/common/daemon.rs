@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{text_of, wait_for, wait_for_exit};
+use super::{PATIENCE, text_of, wait_for, wait_for_exit, wait_up_to};
 
 /// The program that the tests judge.
 pub(crate) fn program() -> PathBuf {
@@ -251,10 +251,17 @@ impl Daemon {
 
     /// Stops it by SIGTERM, checks that it left nothing behind, and returns what it had printed.
     #[track_caller]
-    pub(crate) fn stop(mut self) -> String {
+    pub(crate) fn stop(self) -> String {
+        self.stop_within(PATIENCE)
+    }
+
+    /// The same for one with so much to close that it takes longer than a moment.
+    #[track_caller]
+    pub(crate) fn stop_within(mut self, limit: Duration) -> String {
         self.assert_running();
         self.signal(Signal::SIGTERM);
-        let status = self.wait();
+        let ended = wait_up_to(limit, || self.child.try_wait().expect("waitpid works"));
+        let status = ended.unwrap_or_else(|| panic!("not within {limit:?}: the end of the daemon"));
         assert_eq!(status.code(), Some(0), "exit status after SIGTERM: {status}");
         for left in [&self.shm, &self.socket] {
             assert!(!left.exists(), "left behind: {}", left.display());

@@ -54,10 +54,7 @@ pub(crate) fn wait_up_to<T>(limit: Duration, mut look: impl FnMut() -> Option<T>
 /// Waits for the end of a process that was asked to end.
 #[track_caller]
 pub(crate) fn wait_for_exit(child: &mut Child, who: &str) -> ExitStatus {
-    /// To close 200,000 descriptors takes that long where a system call takes 20 µs and others work too.
-    const LIMIT: Duration = Duration::from_secs(60);
-    let ended = wait_up_to(LIMIT, || child.try_wait().expect("waitpid works"));
-    ended.unwrap_or_else(|| panic!("not within {LIMIT:?}: the end of {who}"))
+    wait_for(&format!("the end of {who}"), || child.try_wait().expect("waitpid works"))
 }
 
 /// Finds a program in the search path.

@@ -164,18 +164,17 @@ fn one_call_that_fails_while_serving_hurts_nobody_else() {
     subject.daemon.stop();
 }
 
-/// Exhaustion that lasts: the fault, and how many newcomers may be dropped. With a fault of `accept4` that is told from a
-/// full table of descriptors, one: strace may let go between that and the second `accept4`, which takes it to be closed.
+/// Exhaustion that lasts: the fault, and how many newcomers may be dropped.
 const LASTING: &[(&str, usize)] = &[
     ("accept4:error=ENOMEM:when=1+", 0),
-    ("accept4:error=ENFILE:when=1+", 1),
-    ("accept4:error=EMFILE:when=1+", 1),
+    ("accept4:error=ENFILE:when=1+", 0),
+    ("accept4:error=EMFILE:when=1+", 0),
     ("accept4:error=EPERM:when=1+", 0),
     ("accept4:error=ENOMEM:when=1+ timerfd_settime:error=EINVAL:when=1..4", 0),
     ("accept4:error=ENOMEM:when=1 epoll_ctl:error=ENOMEM:when=2..4", 0),
     ("eventfd2:error=EMFILE:when=1+", 3),
     ("eventfd2:error=ENOMEM:when=1+", 3),
-    ("accept4:error=EMFILE:when=1+ eventfd2:error=EMFILE:when=1+", 1),
+    ("accept4:error=EMFILE:when=1+ eventfd2:error=EMFILE:when=1+", 0),
     ("epoll_ctl:error=ENOSPC:when=1+", 3),
     ("sendmmsg:error=ETOOMANYREFS:when=1+", 0),
     ("sendmmsg:error=ENOBUFS:when=1+", 0),
@@ -201,9 +200,14 @@ fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over() {
         let made = strace::injected(&attached.log()) - before;
         let most = 20 + 8 * start.elapsed().as_millis() / 10;
         assert!((made as u128) < most, "{faults}: {made} calls in {:?}", start.elapsed());
-        attached.detach();
+        let log = attached.detach();
         crowd.settle();
         let output = subject.daemon.output();
+        // Whoever finds no descriptor accepts once more, to close that one. Where strace let go between the two, it could.
+        let full = |line: &&str| {
+            line.starts_with("accept4") && (line.contains("EMFILE") || line.contains("ENFILE"))
+        };
+        let allowed = allowed + log.lines().filter(full).count() % 2;
         assert!(crowd.dropped() <= allowed, "{faults}: {} dropped\n{output}", crowd.dropped());
         let dropped = crowd.dropped();
         crowd.join();
