@@ -63,9 +63,9 @@ install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
 		> $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc
 	@# The loader finds a library in a new place only after this; a package does it by itself.
 	@# Only root can say so to the loader of the whole system.
-	[ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || ldconfig
-	@[ -n "$(DESTDIR)" ] || [ "$$(id -u)" = 0 ] || \
-		echo "not root, so programs find the library by LD_LIBRARY_PATH=$(LIBDIR) only"
+	@if [ -n "$(DESTDIR)" ]; then :; elif [ "$$(id -u)" = 0 ]; then ldconfig; else \
+		echo "not root, so programs find the library by LD_LIBRARY_PATH=$(LIBDIR) only"; \
+	fi
 
 uninstall: ## Remove what `make install` put there
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(PROGRAMS))

@@ -67,6 +67,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use crate::sys;
+
 mod book;
 mod builder;
 mod error;
@@ -349,7 +351,7 @@ impl Client {
         let mut events = Vec::new();
         loop {
             let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-            let woken = self.look(crate::sys::milliseconds(left), &mut events)?;
+            let woken = self.look(sys::milliseconds(left), &mut events)?;
             // Part of a message, or of a peer, is nothing to tell of yet.
             if !events.is_empty() || !woken || left.is_some_and(|left| left.is_zero()) {
                 return Ok(events);

@@ -97,6 +97,7 @@
 pub mod capi;
 pub mod client;
 mod error;
+mod limit;
 mod listener;
 mod memory;
 mod roster;

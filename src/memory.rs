@@ -234,18 +234,18 @@ impl Memory {
         // small, would fail everybody else who writes to it meanwhile. A file system
         // without a limit says 0 blocks.
         let allocated = meta.blocks() * 512;
-        let free = system.blocks_available() as u64 * system.block_size() as u64;
-        let available = free.saturating_add(allocated);
-        if system.blocks() > 0 && wanted > available {
-            return Err(Error::MemoryNoRoom { memory: memory(), wanted, available });
-        }
+        let available = |free: u64| free.saturating_add(allocated);
+        let no_room = |available| Error::MemoryNoRoom { memory: memory(), wanted, available };
+        let left = system.blocks_available() as u64 * system.block_size() as u64;
+        let file_system = (system.blocks() > 0).then_some(left);
         // Sealed memory has no such limit, and a tmpfs may have one above what the machine has:
         // then the kernel would kill other processes until it fits.
-        if system.filesystem_type() == TMPFS_MAGIC
-            && let Some(available) = free_memory().map(|free| free.saturating_add(allocated))
+        let tmpfs = system.filesystem_type() == TMPFS_MAGIC;
+        let machine = if tmpfs { free_memory() } else { None };
+        if let Some(available) = file_system.into_iter().chain(machine).min().map(available)
             && wanted > available
         {
-            return Err(Error::MemoryNoRoom { memory: memory(), wanted, available });
+            return Err(no_room(available));
         }
         let length = wanted.cast_signed();
         let reserved = loop {
@@ -258,9 +258,7 @@ impl Memory {
             Ok(()) => {}
             Err(Errno::EOPNOTSUPP) => ftruncate(&self.object, length)
                 .map_err(|errno| failed("set the size of")(errno.into()))?,
-            Err(Errno::ENOSPC) => {
-                return Err(Error::MemoryNoRoom { memory: memory(), wanted, available });
-            }
+            Err(Errno::ENOSPC) => return Err(no_room(available(left))),
             Err(Errno::EFBIG) => return Err(Error::MemorySize { size }),
             Err(errno) => return Err(failed("reserve")(errno.into())),
         }

@@ -35,6 +35,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::Error;
+use crate::limit::LogLimit;
 use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::roster::{Key, Roster};
@@ -44,11 +45,9 @@ use crate::wire::{Rest, Sender};
 mod builder;
 mod dispatch;
 mod flight;
-pub(crate) mod limit;
 
 pub use builder::Builder;
 use flight::{Flight, Share};
-use limit::LogLimit;
 
 /// Epoll tokens that are not a member's key.
 const LISTENER: u64 = u64::MAX;

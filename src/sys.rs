@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! System calls that nix does not cover, or covers only with an unsafe function.
+//! System calls that nix does not cover, or covers only with an unsafe function, and the form
+//! in which the calls that wait want their time.
 //!
 //! Besides `capi/` this is the only file of the library that may say `unsafe`.
 //! It knows bytes, descriptors and addresses; what a message means is for `wire`

@@ -12,7 +12,7 @@ use super::abi::{IVSHMEM_SERVER_MAX_VECTORS, IvshmemServer, IvshmemServerPeer};
 use super::fdset::FdSet;
 use super::list::{self, List};
 use super::report::{Failure, say};
-use crate::server::limit::LogLimit;
+use crate::limit::LogLimit;
 use crate::{Event, MemorySource, Peer, Server};
 
 /// A server that runs. Dropped, it is closed, and the structure is left as it is.

@@ -151,9 +151,8 @@ impl Builder {
                 continue;
             }
             let guessing = self.vectors.is_none() && !book.own.is_empty() && book.memory.is_some();
-            let quiet = Some(self.quiet);
-            let time =
-                if guessing { left.map_or(quiet, |left| quiet.min(Some(left))) } else { left };
+            let quiet = guessing.then_some(self.quiet);
+            let time = left.into_iter().chain(quiet).min();
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, milliseconds(time)) {
                 Ok(0) if guessing => break,

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::flight::Flight;
-use super::limit::LogLimit;
 use super::{LISTENER, Server, TIMER, new_timer, new_vector};
+use crate::limit::LogLimit;
 use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::roster::Roster;
