@@ -46,8 +46,7 @@ fn all_is_well(server: Daemon, mut crowd: Crowd) {
     let each = usize::from(VECTORS) + 1;
     let here = crowd.numbers().len();
     wait_for("the server has only what its clients need", || {
-        // Its own are fewer than 16: three streams, socket, memory twice, epoll, timer, spare, signals.
-        (server.open_fds() < here * each + 16).then_some(())
+        (server.open_fds() == server.idle_fds() + here * each).then_some(())
     });
     server.stop();
 }

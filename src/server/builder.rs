@@ -192,6 +192,8 @@ impl Builder {
         };
         watch(listener.as_fd(), LISTENER)?;
         watch(timer.as_fd(), TIMER)?;
+        let flight = Flight::new(self.vectors);
+        // Last: whoever sees it listen sees all the descriptors that it has of its own.
         listener.listen(self.backlog)?;
         memory.adopt();
 
@@ -205,7 +207,7 @@ impl Builder {
             memory,
             roster: Roster::new(self.vectors, self.first_id, self.id_space),
             sender: Sender::new(),
-            flight: Flight::new(self.vectors),
+            flight,
             ready: vec![EpollEvent::empty(); READY],
             stop: None,
             woken: false,

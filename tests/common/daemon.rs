@@ -128,11 +128,12 @@ impl Builder {
             command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
 
         let shm = Path::new("/dev/shm").join(self.memory_name.trim_start_matches('/'));
-        let mut daemon = Daemon { dir: self.dir, child, socket, shm };
+        let mut daemon = Daemon { dir: self.dir, child, socket, shm, idle_fds: 0 };
         wait_for("the daemon listens", || {
             daemon.assert_running();
             is_listening(&daemon.socket).then_some(())
         });
+        daemon.idle_fds = daemon.open_fds();
         daemon
     }
 }
@@ -143,6 +144,7 @@ pub(crate) struct Daemon {
     child: Child,
     socket: PathBuf,
     shm: PathBuf,
+    idle_fds: usize,
 }
 
 impl Daemon {
@@ -229,6 +231,11 @@ impl Daemon {
     /// How many descriptors it has open.
     pub(crate) fn open_fds(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    }
+
+    /// How many it had before its first client: its own, and what it inherited.
+    pub(crate) fn idle_fds(&self) -> usize {
+        self.idle_fds
     }
 
     /// Sends it a signal.

@@ -283,3 +283,21 @@ fn an_error_that_nobody_can_read_is_still_exit_code_1() {
     let status = command.stdout(Stdio::null()).stderr(full).status().expect("it starts");
     assert_eq!(status.code(), Some(1), "{status}");
 }
+
+/// Whoever counts its descriptors as soon as it listens counts right.
+#[test]
+fn a_server_that_listens_has_all_its_descriptors() {
+    for way in [Way::Named, Way::Directory, Way::Sealed, Way::Leftover] {
+        let calls = own_calls(way);
+        let listens = calls.iter().position(|call| call.name == "listen").expect("it listens");
+        let (before, after) = calls.split_at(listens);
+        let makes = |call: &&Call| {
+            ["open", "socket", "eventfd", "epoll_create", "timerfd_create", "dup", "pipe"]
+                .iter()
+                .any(|name| call.name.starts_with(name))
+        };
+        assert!(before.iter().filter(makes).count() >= 4, "{way:?}: {before:?}");
+        let late: Vec<_> = after.iter().filter(makes).collect();
+        assert!(late.is_empty(), "{way:?}: after it listens: {late:?}");
+    }
+}
