@@ -124,6 +124,8 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Serve, "eventfd2", MayDropOne, 2, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EINVAL"]),
     // Whether the newcomer has gone again already.
     row(Serve, "recvfrom", MayDropOne, 1, &["ENOMEM", "EINTR", "ECONNRESET", "EINVAL", "EBADF"]),
+    row(Serve, "prlimit64", LosesNobody, 1, &["EFAULT", "EINVAL", "EPERM", "ESRCH"]),
+    row(Serve, "getsockopt", MayDropOne, 1, &["EBADF", "EFAULT", "EINVAL", "ENOPROTOOPT", "ENOTSOCK"]),
     row(Serve, "epoll_ctl", MayDropOne, 2, &["ENOMEM", "ENOSPC", "EPERM", "EEXIST", "ENOENT",
         "EINVAL", "EBADF", "ELOOP"]),
     // Clients are told.

@@ -82,6 +82,7 @@ pub(crate) fn finished_log(log: &Path) -> String {
 pub(crate) struct Attached {
     dir: TempDir,
     child: Child,
+    pid: Pid,
 }
 
 impl Attached {
@@ -98,7 +99,7 @@ impl Attached {
             .stderr(File::create(&words).expect("a file"))
             .spawn()
             .expect("strace starts");
-        let mut attached = Self { dir, child };
+        let mut attached = Self { dir, child, pid };
         wait_for("strace attaches (ptrace must be allowed)", || {
             let said = text_of(&words);
             if let Some(status) = attached.child.try_wait().expect("waitpid works") {
@@ -121,11 +122,30 @@ impl Attached {
     }
 
     fn end(&mut self) {
+        // A call to be failed is first made to be no call, and is given its error when it returns. Whoever lets go in
+        // between leaves it with ENOSYS. So the process is to be stopped, which it is where it makes no call.
+        let stopped = self.is_at_it() && kill(self.pid, Signal::SIGSTOP).is_ok();
+        if stopped {
+            wait_for("strace sees the process stopped, or its end", || {
+                let stopped = self.log().contains("--- stopped by SIGSTOP ---");
+                (stopped || !self.is_at_it()).then_some(())
+            });
+        }
         if let Ok(pid) = i32::try_from(self.child.id()) {
             // It has ended by itself if the process has.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         wait_for_exit(&mut self.child, "strace");
+        if stopped {
+            // It may have come to its end.
+            let _ = kill(self.pid, Signal::SIGCONT);
+        }
+    }
+
+    /// Whether it still traces the process, which so can be no other with its number.
+    fn is_at_it(&self) -> bool {
+        let status = text_of(Path::new(&format!("/proc/{}/status", self.pid)));
+        status.contains(&format!("\nTracerPid:\t{}\n", self.child.id()))
     }
 }
 
