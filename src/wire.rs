@@ -21,7 +21,7 @@ pub const PROTOCOL_VERSION: i64 = 0;
 pub(crate) const MEMORY: i64 = -1;
 
 /// Messages that go out with one call at most. A socket of the default size holds 278.
-const RUN: usize = 256;
+pub(crate) const RUN: usize = 256;
 
 /// Why nothing went out.
 #[derive(Debug)]
@@ -81,18 +81,21 @@ impl Sender {
         Self { buffer: sys::SendBuffer::new(RUN) }
     }
 
-    /// Sends as much of `messages` as one call takes, but first what `rest` holds.
+    /// Sends as much of `messages` as one call takes, `most` of them at most ([`RUN`] if that is
+    /// more), but first what `rest` holds.
     ///
     /// Of a message that went out in part, `rest` then holds what is left.
     pub(crate) fn send<'fd>(
         &mut self,
         socket: BorrowedFd<'_>,
         rest: &mut Option<Rest>,
+        most: usize,
         messages: impl Iterator<Item = (i64, Option<BorrowedFd<'fd>>)>,
     ) -> Result<Told, Stop> {
         finish(socket, rest)?;
+        let most = most.min(RUN);
         let mut run = self.buffer.run();
-        for (value, fd) in messages.take(RUN) {
+        for (value, fd) in messages.take(most) {
             run.push(value.to_le_bytes(), fd);
         }
         if run.is_empty() {
@@ -112,7 +115,7 @@ impl Sender {
         }
         let then = if sent.messages < run.len() {
             Then::Stopped
-        } else if run.len() < RUN {
+        } else if run.len() < most {
             Then::Done
         } else {
             Then::More

@@ -6,13 +6,18 @@
 
 mod common;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use common::crowd::Crowd;
-use common::target::{Target, full_size, room_for};
+use common::daemon::Builder;
+use common::target::{Target, full_size, is_root, room_for};
 use common::{find_in_path, text_of};
 
 on_each_server! {
     a_message_costs_the_same_with_many_clients,
     a_burst_costs_less_than_the_same_clients_one_by_one,
+    a_socket_of_the_smallest_size_costs_no_more_than_four_times_as_much,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,14 +31,23 @@ enum Coming {
 fn instructions(target: Target, clients: usize, vectors: u16, coming: Coming) -> Option<u64> {
     find_in_path("valgrind").expect("valgrind: Debian package valgrind");
     let (_, descriptors) = room_for("instructions for a message", clients, clients, vectors)?;
-    let counts = tempfile::NamedTempFile::new().expect("a temporary file");
-    let file = format!("--callgrind-out-file={}", counts.path().display());
-    let server = target
-        .builder()
-        .vectors(vectors)
-        .descriptors(descriptors)
-        .under(&["valgrind", "--quiet", "--tool=callgrind", &file])
-        .start();
+    Some(count(
+        target.builder().vectors(vectors).descriptors(descriptors),
+        clients,
+        vectors,
+        coming,
+    ))
+}
+
+/// The same of a server to be started so.
+fn count(builder: Builder, clients: usize, vectors: u16, coming: Coming) -> u64 {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    // For a server of another user.
+    let everybody = Permissions::from_mode(0o777);
+    std::fs::set_permissions(directory.path(), everybody).expect("it is ours");
+    let counts = directory.path().join("counts");
+    let file = format!("--callgrind-out-file={}", counts.display());
+    let server = builder.under(&["valgrind", "--quiet", "--tool=callgrind", &file]).start();
     let mut crowd = Crowd::new(server.socket_path(), vectors);
     for _ in 0..clients {
         crowd.connect(true);
@@ -44,9 +58,9 @@ fn instructions(target: Target, clients: usize, vectors: u16, coming: Coming) ->
     crowd.settle();
     assert_eq!(crowd.messages(), messages(clients, vectors), "messages in all");
     server.stop();
-    let counts = text_of(counts.path());
+    let counts = text_of(&counts);
     let total = counts.lines().find_map(|line| line.strip_prefix("totals: "));
-    Some(total.expect("callgrind writes the sum").trim().parse().expect("a number"))
+    total.expect("callgrind writes the sum").trim().parse().expect("a number")
 }
 
 fn messages(clients: usize, vectors: u16) -> u64 {
@@ -76,7 +90,27 @@ fn a_message_costs_the_same_with_many_clients(target: Target) {
     }
 }
 
+/// A socket of the smallest size holds six messages, so its client's greeting takes many calls.
+fn a_socket_of_the_smallest_size_costs_no_more_than_four_times_as_much(target: Target) {
+    if !is_root("start a server of another user, and one whose sockets all have the usual size") {
+        return;
+    }
+    const CLIENTS: usize = 256;
+    // Half of it is less than what one socket of the usual size holds.
+    let builder = || target.builder().descriptors(3 * CLIENTS as u64);
+    let instructions = |builder: Builder| count(builder, CLIENTS, 1, Coming::AtOnce);
+    let (usual, small) = (instructions(builder()), instructions(builder().unprivileged()));
+    let ratio = small as f64 / usual as f64;
+    eprintln!("the smallest sockets / the usual ones, in instructions: {ratio:.2}");
+    // Were it 1, these would not be small.
+    assert!((1.2..4.0).contains(&ratio), "{small} with the smallest, {usual} with the usual ones");
+}
+
 fn a_burst_costs_less_than_the_same_clients_one_by_one(target: Target) {
+    // An unprivileged server gives small sockets, which take many calls either way.
+    if !is_root("start a server whose sockets all have the usual size") {
+        return;
+    }
     let count = |clients, coming| instructions(target, clients, 1, coming);
     let Some(idle) = count(0, Coming::OneByOne) else { return };
     let Some(burst) = count(256, Coming::AtOnce) else { return };

@@ -159,8 +159,15 @@ impl Server {
         self.epoll.add(&socket, event)?;
         let number = socket.as_raw_fd();
         let share = self.flight.enter(&socket)?;
-        let client =
-            Client { socket, vectors, share, wait: Wait::None, watches_room: false, rest: None };
+        let client = Client {
+            socket,
+            vectors,
+            share,
+            wait: Wait::None,
+            watches_room: false,
+            offer: wire::RUN,
+            rest: None,
+        };
         match self.roster.join(client) {
             Ok(id) => {
                 log::info!("peer {id} joined");
@@ -241,7 +248,7 @@ impl Server {
             return;
         }
         let mut turns = 0;
-        let mut rest = self.roster.payload(index).rest;
+        let Client { mut rest, mut offer, .. } = *self.roster.payload(index);
         let wait = loop {
             if turns == TURN {
                 // There is room, so epoll comes back to it at once, after the others.
@@ -258,16 +265,19 @@ impl Server {
                 }
             });
             let socket = self.roster.payload(index).socket.as_fd();
-            match self.sender.send(socket, &mut rest, messages) {
+            match self.sender.send(socket, &mut rest, offer, messages) {
                 Ok(told) => {
                     self.roster.told(index, told.messages);
                     match told.then {
                         Then::Done => break Wait::None,
-                        Then::More => {}
+                        Then::More => offer = (2 * offer).min(wire::RUN),
                         // Where it was something else than a full socket, epoll comes back to it
                         // at once, or when the client has read what it has, and the next call
                         // says what it is.
-                        Then::Stopped => break Wait::Room,
+                        Then::Stopped => {
+                            offer = (2 * told.messages).min(wire::RUN);
+                            break Wait::Room;
+                        }
                     }
                 }
                 Err(Stop::Full) => break Wait::Room,
@@ -288,6 +298,7 @@ impl Server {
         };
         let client = self.roster.payload_mut(index);
         client.rest = rest;
+        client.offer = offer;
         client.wait = wait;
         self.watch_room(index, ended);
     }

@@ -13,8 +13,8 @@
 //! has room for, the other half is enough for `(1 + vectors) / 2` messages each. A client that
 //! reads is told all it is to be told through either; the small one takes more turns.
 //!
-//! The small ones are not for everybody, as they cost more: up to 1.6 times the processor time
-//! per message at one vector, 1.2 times at 64.
+//! The small ones are not for everybody, as they cost more: up to 1.4 times the processor time
+//! per message at one vector, 1.1 times at 64.
 //!
 //! A process with `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN` is exempt, but not in a user namespace.
 
