@@ -125,8 +125,15 @@ pub(crate) fn run(program: &Path, mode: Mode) -> Output {
     let mut command = match mode {
         Mode::Valgrind => {
             need("valgrind", "valgrind");
-            let mut command = Command::new("valgrind");
-            command.args(["--quiet", "--error-exitcode=99", "--leak-check=full"]);
+            // valgrind never lets its program have more than it has itself at the start.
+            let mut command = Command::new("prlimit");
+            command.args([
+                "--nofile=4096:",
+                "valgrind",
+                "--quiet",
+                "--error-exitcode=99",
+                "--leak-check=full",
+            ]);
             command.args(["--show-leak-kinds=all", "--errors-for-leak-kinds=all"]);
             command.args(["--track-fds=yes", "--child-silent-after-fork=yes"]);
             command.arg(program);
