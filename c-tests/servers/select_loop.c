@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * A server on the C API with the loop that QEMU's program has, and as much of its command line as the tests of the
- * server's promises use: -F -v -S SOCKET -M NAME | -m DIRECTORY -l SIZE -n VECTORS. SIGTERM ends it.
+ * server's promises use: -F -v -S SOCKET -M NAME | -m DIRECTORY -l SIZE -n VECTORS. SIGTERM ends it, and so does an
+ * error, with 1.
  */
 #include <ivshmem-server.h>
 
@@ -37,7 +38,7 @@ int main(int argc, char **argv)
     size_t size = 4 << 20;
     IvshmemServer server;
     sigset_t term, before;
-    int option;
+    int option, status = 0;
 
     while ((option = getopt(argc, argv, "FvS:M:m:l:n:")) != -1) {
         switch (option) {
@@ -70,13 +71,15 @@ int main(int argc, char **argv)
         ready = pselect(maxfd, &fds, NULL, NULL, NULL, &before);
         if (ready < 0 && errno != EINTR) {
             perror("cannot wait");
-            return 1;
+            status = 1;
+            break;
         }
         if (ready > 0 && ivshmem_server_handle_fds(&server, &fds, maxfd) < 0) {
             perror("cannot serve");
-            return 1;
+            status = 1;
+            break;
         }
     }
     ivshmem_server_close(&server);
-    return 0;
+    return status;
 }

@@ -17,7 +17,7 @@ use super::skip::skip;
 mod c;
 
 /// A program that serves, by the command line of `ivshmem-server`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The program of this project, or the one that `IVSHMEM_SERVER_BIN` names.
     Daemon,

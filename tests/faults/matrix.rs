@@ -126,6 +126,8 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Serve, "recvfrom", MayDropOne, 1, &["ENOMEM", "EINTR", "ECONNRESET", "EINVAL", "EBADF"]),
     row(Serve, "prlimit64", LosesNobody, 1, &["EFAULT", "EINVAL", "EPERM", "ESRCH"]),
     row(Serve, "getsockopt", MayDropOne, 1, &["EBADF", "EFAULT", "EINVAL", "ENOPROTOOPT", "ENOTSOCK"]),
+    row(Serve, "setsockopt", MayDropOne, 1, &["EBADF", "EFAULT", "EINVAL", "ENOPROTOOPT", "ENOTSOCK",
+        "ENOMEM"]),
     row(Serve, "epoll_ctl", MayDropOne, 2, &["ENOMEM", "ENOSPC", "EPERM", "EEXIST", "ENOENT",
         "EINVAL", "EBADF", "ELOOP"]),
     // Clients are told.
@@ -188,6 +190,9 @@ pub(crate) const EXEMPT: &[(&str, &str)] = &[
     ("getpid", "it does not fail"),
     ("fcntl(F_GETFD)", "std looks at what it closes, in debug builds only"),
 ];
+
+/// Calls that a C program makes by itself: its loop waits, and its stdout is its own.
+pub(crate) const CALLERS: &[&str] = &["pselect6", "write"];
 
 /// The rows for a call in a phase.
 pub(crate) fn rows(phase: Phase, call: &str) -> Vec<&'static Row> {

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::member::{Heard, Member};
+use common::target::Target;
 use world::World;
 
 /// Tells the child what to be: `VECTORS:SOCKET`.
@@ -56,18 +57,21 @@ struct Sum {
     checkpoints: u64,
 }
 
-#[test]
-fn churn_stalls_and_kills_leave_every_view_right() {
+on_each_server! {
+    churn_stalls_and_kills_leave_every_view_right,
+}
+
+fn churn_stalls_and_kills_leave_every_view_right(target: Target) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
     let seconds = number("SOAK_SECONDS").unwrap_or(6);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
     let seed = number("SOAK_SEED").unwrap_or(now.as_nanos() as u64);
-    println!("SOAK_SEED={seed} SOAK_SECONDS={seconds}");
+    println!("{target:?}: SOAK_SEED={seed} SOAK_SECONDS={seconds}");
 
     let mut random = Random(seed);
     let mut sum = Sum::default();
     let vectors = [1, 4, 64];
-    let mut worlds = vectors.map(World::new);
+    let mut worlds = vectors.map(|vectors| World::new(target, vectors));
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(seconds) {
         for _ in 0..ROUND {
@@ -80,14 +84,14 @@ fn churn_stalls_and_kills_leave_every_view_right() {
         sum.checkpoints += 1;
         if random.below(LIFE / 3) == 0 {
             let which = random.below(worlds.len() as u64) as usize;
-            let next = World::new(vectors[which]);
+            let next = World::new(target, vectors[which]);
             std::mem::replace(&mut worlds[which], next).kill(&mut sum);
         }
     }
     for world in worlds {
         world.end(&mut sum);
     }
-    println!("{:.0?}: {sum:?}", start.elapsed());
+    println!("{target:?}, {:.0?}: {sum:?}", start.elapsed());
     let Sum { joins, leaves, kills, hostile, squeezes, messages, compared, .. } = sum;
     let least = [joins, leaves, kills, hostile, squeezes, messages, compared].into_iter().min();
     assert!(least > Some(0), "something never happened: {sum:?}");

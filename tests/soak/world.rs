@@ -14,6 +14,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::common::daemon::Daemon;
 use crate::common::member::Member;
+use crate::common::target::Target;
 use crate::common::{find_in_path, wait_for, wait_up_to};
 use crate::{CHILD, Random, Sum};
 
@@ -62,9 +63,9 @@ impl Drop for Killed {
 }
 
 impl World {
-    pub(crate) fn new(vectors: u16) -> Self {
-        let daemon = Daemon::builder().vectors(vectors).start();
-        let idle = daemon.open_fds();
+    pub(crate) fn new(target: Target, vectors: u16) -> Self {
+        let daemon = target.builder().vectors(vectors).start();
+        let idle = daemon.idle_fds();
         let (members, children, mutes) = Default::default();
         Self { daemon, vectors, idle, members, children, mutes, squeezed: false }
     }
