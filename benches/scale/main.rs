@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 
 mod apart;
 mod book;
@@ -99,6 +101,8 @@ fn main() -> ExitCode {
 }
 
 fn part(part: &[String]) -> Result<(), Failure> {
+    // It is of no use without who started it.
+    set_pdeathsig(Signal::SIGKILL)?;
     let words: Vec<&str> = part.iter().map(String::as_str).collect();
     let pin = |cpu: &str| match cpu.parse() {
         Ok(cpu) => sys::pin(cpu),
