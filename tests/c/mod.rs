@@ -13,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use tempfile::TempDir;
 
 /// What a static library of this crate needs besides; `tests/install.rs` asks rustc whether so.
@@ -126,9 +127,9 @@ pub(crate) fn run(program: &Path, mode: Mode) -> Output {
         Mode::Valgrind => {
             need("valgrind", "valgrind");
             // valgrind never lets its program have more than it has itself at the start.
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works");
             let mut command = Command::new("prlimit");
-            command.args([
-                "--nofile=4096:",
+            command.arg(format!("--nofile={hard}:")).args([
                 "valgrind",
                 "--quiet",
                 "--error-exitcode=99",

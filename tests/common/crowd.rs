@@ -32,11 +32,11 @@ pub(crate) fn allow_descriptors(wanted: u64) -> bool {
     soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_ok()
 }
 
-/// Lets this process have as many as a test without a great crowd needs, as far as it may by itself.
+/// Lets this process have all that it may have by itself.
 #[must_use]
-pub(crate) fn allow_usual_descriptors() -> bool {
+pub(crate) fn allow_most_descriptors() -> bool {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works");
-    allow_descriptors(hard.min(16_384))
+    allow_descriptors(hard)
 }
 
 struct Client {

@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::crowd::allow_usual_descriptors;
+use super::crowd::allow_most_descriptors;
 use super::{PATIENCE, text_of, wait_for, wait_for_exit, wait_up_to};
 
 /// The program that the tests judge.
@@ -104,7 +104,7 @@ impl Builder {
     #[track_caller]
     pub(crate) fn start(self) -> Daemon {
         // A test and its clients share one process; a shell's usual limit of 1,024 is too few for some.
-        assert!(allow_usual_descriptors(), "a soft limit can be raised to the hard one");
+        assert!(allow_most_descriptors(), "a soft limit can be raised to the hard one");
         let socket = self.dir.path().join("socket");
         let output = |name| File::create(self.dir.path().join(name)).expect("a file for output");
         let program = &self.program;
