@@ -22,6 +22,10 @@ const DOOR: usize = 256;
 /// does not keep the others waiting.
 const TURN: usize = 4;
 
+/// Messages that a socket is offered at least, however few it took: one that was all but full by
+/// chance is soon offered many again.
+const LEAST: usize = 16;
+
 /// Any byte from a client, and any kind of end, ends it.
 const END: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 
@@ -247,7 +251,7 @@ impl Server {
         if self.roster.payload(index).wait != Wait::None {
             return;
         }
-        let mut turns = 0;
+        let (mut turns, mut taken) = (0, 0);
         let Client { mut rest, mut offer, .. } = *self.roster.payload(index);
         let wait = loop {
             if turns == TURN {
@@ -268,6 +272,7 @@ impl Server {
             match self.sender.send(socket, &mut rest, offer, messages) {
                 Ok(told) => {
                     self.roster.told(index, told.messages);
+                    taken += told.messages;
                     match told.then {
                         Then::Done => break Wait::None,
                         Then::More => offer = (2 * offer).min(wire::RUN),
@@ -275,7 +280,7 @@ impl Server {
                         // at once, or when the client has read what it has, and the next call
                         // says what it is.
                         Then::Stopped => {
-                            offer = (2 * told.messages).min(wire::RUN);
+                            offer = (2 * taken).clamp(LEAST, wire::RUN);
                             break Wait::Room;
                         }
                     }
