@@ -217,7 +217,14 @@ impl Daemon {
         Duration::from_millis(10 * ticks)
     }
 
-    /// The time for which it ran on a processor so far, to the nanosecond.
+    /// Whether it waits for something.
+    pub(crate) fn is_asleep(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
+        stat.contains(") S ")
+    }
+
+    /// The time for which it ran on a processor so far, to the nanosecond. The kernel brings it up to date when it
+    /// begins to wait, and some hundred times a second.
     pub(crate) fn run_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).expect("it runs");
         let first = stat.split_ascii_whitespace().next().expect("schedstat has three fields");
