@@ -22,6 +22,7 @@ use nix::unistd::mkfifo;
 use common::daemon::program;
 use common::peer::Peer;
 use common::program::{Background, Ended, Place, Process, adopt_orphans, memory_of, run, size_of};
+use common::target::Target;
 use common::{text_of, wait_for, wait_up_to};
 
 /// What is not to change in a server that others try to replace.
@@ -70,19 +71,41 @@ fn a_second_server_on_the_same_socket_or_memory_or_both_is_refused_and_hurts_nob
     first.assert_holds_only(&[]);
 }
 
+on_each_server! {
+    of_fifty_starters_on_one_socket_and_one_memory_exactly_one_wins,
+    of_fifty_starters_on_one_socket_exactly_one_wins_and_no_memory_is_left,
+    of_fifty_starters_on_one_memory_exactly_one_wins_and_no_socket_is_left,
+    of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins,
+}
+
+/// `EADDRINUSE`: of the socket.
+const IN_USE: &str = "Address already in use";
+/// `EBUSY`: of the memory.
+const BUSY: &str = "Device or resource busy";
+
 /// Fifty programs that were let go at the same moment.
 const STARTERS: usize = 50;
 
 /// Starts them; each waits in a shell until the gate is opened, which is when all are there.
-fn start_at_once(place: &Place, args: impl Fn(usize) -> Vec<String>) -> Vec<Process> {
+fn start_at_once(
+    target: Target,
+    place: &Place,
+    args: impl Fn(usize) -> Vec<String>,
+) -> Vec<Process> {
     let gate = place.path("gate");
     mkfifo(&gate, Mode::S_IRWXU).expect("a FIFO");
     let script = "gate=$1; shift; : < \"$gate\"; exec \"$0\" \"$@\"";
+    let (program, mut common) = (target.program(), place.args());
+    if target == Target::SelectLoop {
+        // It has no pid file.
+        let at = common.iter().position(|arg| arg == "-p").expect("a place has one");
+        common.drain(at..at + 2);
+    }
     let starters: Vec<Process> = (0..STARTERS)
         .map(|number| {
             let mut command = Command::new("sh");
-            command.args(["-ec", script]).arg(program()).arg(&gate);
-            Process::spawn(command.args(place.args()).args(args(number)))
+            command.args(["-ec", script]).arg(&program).arg(&gate);
+            Process::spawn(command.args(&common).args(args(number)))
         })
         .collect();
     // Opening it without a reader would not fail, but whoever came later would start later.
@@ -124,10 +147,17 @@ fn sort_out(starters: Vec<Process>, winners: usize) -> (Vec<(usize, Process)>, V
 }
 
 /// Of fifty starters exactly one is to win, and to serve; the others are to leave nothing. `args` are what each gets
-/// beside what it has in common with the others; each asks for a size of its own.
-fn exactly_one_wins(place: &Place, args: impl Fn(usize) -> Vec<String>, named: &[&str]) -> usize {
+/// beside what it has in common with the others; each asks for a size of its own. A refusal names one of `named`, or in C
+/// is one of `errnos`.
+fn exactly_one_wins(
+    target: Target,
+    place: &Place,
+    args: impl Fn(usize) -> Vec<String>,
+    named: &[&str],
+    errnos: &[&str],
+) {
     let size = |number: usize| (64 << 10) << (number % 4);
-    let starters = start_at_once(place, |number| {
+    let starters = start_at_once(target, place, |number| {
         let mut all = args(number);
         all.extend(["-F".to_owned(), "-l".to_owned(), size(number).to_string()]);
         all
@@ -139,8 +169,17 @@ fn exactly_one_wins(place: &Place, args: impl Fn(usize) -> Vec<String>, named: &
     server.wait_until_listening(&socket);
     for loser in &losers {
         assert_eq!(loser.stdout, "");
-        loser.assert_refused(&["in use"]);
-        assert!(named.iter().any(|name| loser.stderr.contains(name)), "{loser:?}");
+        match target {
+            Target::Daemon => {
+                loser.assert_refused(&["in use"]);
+                assert!(named.iter().any(|name| loser.stderr.contains(name)), "{loser:?}");
+            }
+            // It has errno, and no more.
+            Target::SelectLoop => {
+                loser.assert_refused(&["cannot start: "]);
+                assert!(errnos.iter().any(|errno| loser.stderr.contains(errno)), "{loser:?}");
+            }
+        }
     }
     let peers = [0, 1].map(|id| {
         let peer = Peer::join(&socket, 1);
@@ -155,46 +194,53 @@ fn exactly_one_wins(place: &Place, args: impl Fn(usize) -> Vec<String>, named: &
     let socket_name = socket.file_name().expect("a name").to_string_lossy().into_owned();
     assert_eq!(place.names(), [socket_name], "of all fifty");
     server.stop();
-    winner
 }
 
-#[test]
-fn of_fifty_starters_on_one_socket_and_one_memory_exactly_one_wins() {
+fn of_fifty_starters_on_one_socket_and_one_memory_exactly_one_wins(target: Target) {
     let place = Place::new();
-    exactly_one_wins(&place, |_| vec![], &[&place.name]);
+    exactly_one_wins(target, &place, |_| vec![], &[&place.name], &[IN_USE, BUSY]);
     place.assert_holds_only(&[]);
 }
 
-#[test]
-fn of_fifty_starters_on_one_socket_exactly_one_wins_and_no_memory_is_left() {
+fn of_fifty_starters_on_one_socket_exactly_one_wins_and_no_memory_is_left(target: Target) {
     let place = Place::new();
     let name = |number: usize| format!("{}-{number}", place.name);
     let args = |number| vec!["-M".to_owned(), name(number)];
-    exactly_one_wins(&place, args, &["socket"]);
+    exactly_one_wins(target, &place, args, &["socket"], &[IN_USE]);
     place.assert_holds_only(&[]);
 }
 
-#[test]
-fn of_fifty_starters_on_one_memory_exactly_one_wins_and_no_socket_is_left() {
+fn of_fifty_starters_on_one_memory_exactly_one_wins_and_no_socket_is_left(target: Target) {
     let place = Place::new();
     let socket = |number: usize| place.path(&format!("socket-{number}")).display().to_string();
-    exactly_one_wins(&place, |number| vec!["-S".to_owned(), socket(number)], &[&place.name]);
+    exactly_one_wins(
+        target,
+        &place,
+        |number| vec!["-S".to_owned(), socket(number)],
+        &[&place.name],
+        &[BUSY],
+    );
     place.assert_holds_only(&[]);
 }
 
-#[test]
-fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins() {
+fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins(target: Target) {
     let place = Place::new();
     drop(place.serve(&[]));
     assert!(place.socket().exists() && place.shm().exists(), "it was killed");
-    exactly_one_wins(&place, |_| vec![], &[&place.name]);
+    exactly_one_wins(target, &place, |_| vec![], &[&place.name], &[IN_USE, BUSY]);
     place.assert_holds_only(&[]);
 
     // And where it is only the socket that they have in common.
     drop(place.serve(&[]));
     fs::remove_file(place.shm()).expect("it was killed");
     let name = |number: usize| format!("{}-{number}", place.name);
-    exactly_one_wins(&place, |number| vec!["-M".to_owned(), name(number)], &["socket"]);
+    exactly_one_wins(
+        target,
+        &place,
+        |number| vec!["-M".to_owned(), name(number)],
+        &["socket"],
+        &[IN_USE],
+    );
     place.assert_holds_only(&[]);
 }
 
@@ -255,7 +301,7 @@ fn of_fifty_daemons_with_one_pid_file_exactly_one_wins() {
     adopt_orphans();
     // Left by a killed one, whose process id must not be told as that of a running one.
     fs::write(place.pid_file(), "1234567890\n").expect("the place is new");
-    let (_, ended) = sort_out(start_at_once(&place, |_| vec![]), 0);
+    let (_, ended) = sort_out(start_at_once(Target::Daemon, &place, |_| vec![]), 0);
     let mut server = Background::adopted(&text_of(&place.pid_file()));
     let (winners, losers): (Vec<_>, Vec<_>) =
         ended.iter().partition(|ended| ended.status.success());
@@ -276,7 +322,7 @@ fn fifty_starters_on_a_socket_that_is_taken_leave_no_memory() {
     let owner = UnixListener::bind(place.socket()).expect("the place is new");
     owner.set_nonblocking(true).expect("it is a socket");
     // All on one memory: whoever made it may not be the one who has it in the end.
-    let (_, losers) = sort_out(start_at_once(&place, |_| vec!["-F".to_owned()]), 0);
+    let (_, losers) = sort_out(start_at_once(Target::Daemon, &place, |_| vec!["-F".to_owned()]), 0);
     assert_eq!(losers.len(), STARTERS);
     for loser in &losers {
         loser.assert_refused(&["in use"]);

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::crowd::allow_descriptors;
-use super::daemon::{Builder, Daemon};
+use super::daemon::{Builder, Daemon, program};
 use super::skip::skip;
 
 #[path = "../c/mod.rs"]
@@ -31,6 +31,14 @@ impl Target {
         match self {
             Self::Daemon => Daemon::builder(),
             Self::SelectLoop => Daemon::builder().program(select_loop()),
+        }
+    }
+
+    /// The program itself.
+    pub(crate) fn program(self) -> PathBuf {
+        match self {
+            Self::Daemon => program(),
+            Self::SelectLoop => select_loop(),
         }
     }
 
