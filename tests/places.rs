@@ -15,6 +15,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use nix::sys::stat::Mode;
@@ -24,9 +25,25 @@ use common::daemon::program;
 use common::peer::{Connection, Peer};
 use common::program::{Ended, Place, Process, in_own_mounts, run};
 use common::skip::skip;
+use common::target::Target;
 
-#[test]
-fn only_a_dead_socket_is_replaced_and_everything_else_in_its_place_stays() {
+on_each_server! {
+    only_a_dead_socket_is_replaced_and_everything_else_in_its_place_stays,
+    a_dead_socket_of_any_kind_is_replaced,
+    a_live_server_of_another_kind_is_not_touched_and_sees_no_connection,
+    a_live_socket_that_does_not_listen_is_not_touched,
+}
+
+/// Any server, in each way in which it can be started: in the background too, where it has that.
+fn each_way(target: Target, place: &Place) -> Vec<Command> {
+    let mut ways = vec![place.command_of(target)];
+    if target == Target::Daemon {
+        ways.push(place.command(&[]));
+    }
+    ways
+}
+
+fn only_a_dead_socket_is_replaced_and_everything_else_in_its_place_stays(target: Target) {
     type Make = fn(&Place);
     let cases: [(&str, Make); 7] = [
         ("a regular file", |place| fs::write(place.socket(), "content").unwrap()),
@@ -56,18 +73,18 @@ fn only_a_dead_socket_is_replaced_and_everything_else_in_its_place_stays() {
             })
         };
         let before: Vec<_> = look().collect();
-        for foreground in [&["-F"][..], &[]] {
-            let ended = run(place.command(&[]).args(foreground));
+        for mut command in each_way(target, &place) {
+            let ended = run(&mut command);
             let socket = place.socket();
-            ended.assert_refused(&[kind, socket.to_str().expect("ours")]);
+            let parts = [kind, socket.to_str().expect("ours")];
+            ended.assert_refused_by(target, &parts, Errno::EEXIST);
             assert_eq!(look().collect::<Vec<_>>(), before, "{kind}");
             assert!(!place.shm().exists(), "{kind}: memory was left behind");
         }
     }
 }
 
-#[test]
-fn a_dead_socket_of_any_kind_is_replaced() {
+fn a_dead_socket_of_any_kind_is_replaced(target: Target) {
     let place = Place::new();
     let leave: [fn(&Path); 2] = [
         |path| drop(UnixListener::bind(path).unwrap()),
@@ -75,23 +92,23 @@ fn a_dead_socket_of_any_kind_is_replaced() {
     ];
     for leave in leave {
         leave(&place.socket());
-        let server = place.serve(&[]);
+        let server = place.serve_by(target);
         assert_eq!(Peer::join(&place.socket(), 1).id(), 0);
         server.stop();
         place.assert_holds_only(&[]);
     }
 }
 
-#[test]
-fn a_live_server_of_another_kind_is_not_touched_and_sees_no_connection() {
+fn a_live_server_of_another_kind_is_not_touched_and_sees_no_connection(target: Target) {
     let place = Place::new();
     let owner = UnixListener::bind(place.socket()).expect("the place is new");
     owner.set_nonblocking(true).expect("it is a socket");
     let inode = fs::metadata(place.socket()).expect("it is there").ino();
     let path = place.socket();
-    for foreground in [&["-F"][..], &[]] {
-        let ended = run(place.command(&[]).args(foreground));
-        ended.assert_refused(&["in use", path.to_str().expect("ours")]);
+    for mut command in each_way(target, &place) {
+        let ended = run(&mut command);
+        let parts = ["in use", path.to_str().expect("ours")];
+        ended.assert_refused_by(target, &parts, Errno::EADDRINUSE);
         assert_eq!(owner.accept().map(drop).unwrap_err().kind(), ErrorKind::WouldBlock);
         assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode);
         place.assert_holds_only(&["socket"]);
@@ -100,15 +117,16 @@ fn a_live_server_of_another_kind_is_not_touched_and_sees_no_connection() {
     owner.accept().expect("that one it sees");
 }
 
-#[test]
-fn a_live_socket_that_does_not_listen_is_not_touched() {
+fn a_live_socket_that_does_not_listen_is_not_touched(target: Target) {
     for kind in [SockType::Stream, SockType::Datagram, SockType::SeqPacket] {
         let place = Place::new();
         let path = place.socket();
         let owner = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
         bind(owner.as_raw_fd(), &UnixAddr::new(&path).unwrap()).expect("the place is new");
         let inode = fs::metadata(&path).expect("it is there").ino();
-        run(&mut place.command(&["-F"])).assert_refused(&["in use", path.to_str().unwrap()]);
+        let ended = run(&mut place.command_of(target));
+        let parts = ["in use", path.to_str().unwrap()];
+        ended.assert_refused_by(target, &parts, Errno::EADDRINUSE);
         assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode, "{kind:?}");
         place.assert_holds_only(&["socket"]);
     }

@@ -15,6 +15,7 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -78,11 +79,6 @@ on_each_server! {
     of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins,
 }
 
-/// `EADDRINUSE`: of the socket.
-const IN_USE: &str = "Address already in use";
-/// `EBUSY`: of the memory.
-const BUSY: &str = "Device or resource busy";
-
 /// Fifty programs that were let go at the same moment.
 const STARTERS: usize = 50;
 
@@ -95,12 +91,7 @@ fn start_at_once(
     let gate = place.path("gate");
     mkfifo(&gate, Mode::S_IRWXU).expect("a FIFO");
     let script = "gate=$1; shift; : < \"$gate\"; exec \"$0\" \"$@\"";
-    let (program, mut common) = (target.program(), place.args());
-    if target == Target::SelectLoop {
-        // It has no pid file.
-        let at = common.iter().position(|arg| arg == "-p").expect("a place has one");
-        common.drain(at..at + 2);
-    }
+    let (program, common) = (target.program(), place.args_of(target));
     let starters: Vec<Process> = (0..STARTERS)
         .map(|number| {
             let mut command = Command::new("sh");
@@ -154,7 +145,7 @@ fn exactly_one_wins(
     place: &Place,
     args: impl Fn(usize) -> Vec<String>,
     named: &[&str],
-    errnos: &[&str],
+    errnos: &[Errno],
 ) {
     let size = |number: usize| (64 << 10) << (number % 4);
     let starters = start_at_once(target, place, |number| {
@@ -177,7 +168,10 @@ fn exactly_one_wins(
             // It has errno, and no more.
             Target::SelectLoop => {
                 loser.assert_refused(&["cannot start: "]);
-                assert!(errnos.iter().any(|errno| loser.stderr.contains(errno)), "{loser:?}");
+                assert!(
+                    errnos.iter().any(|errno| loser.stderr.contains(errno.desc())),
+                    "{loser:?}"
+                );
             }
         }
     }
@@ -198,7 +192,13 @@ fn exactly_one_wins(
 
 fn of_fifty_starters_on_one_socket_and_one_memory_exactly_one_wins(target: Target) {
     let place = Place::new();
-    exactly_one_wins(target, &place, |_| vec![], &[&place.name], &[IN_USE, BUSY]);
+    exactly_one_wins(
+        target,
+        &place,
+        |_| vec![],
+        &[&place.name],
+        &[Errno::EADDRINUSE, Errno::EBUSY],
+    );
     place.assert_holds_only(&[]);
 }
 
@@ -206,7 +206,7 @@ fn of_fifty_starters_on_one_socket_exactly_one_wins_and_no_memory_is_left(target
     let place = Place::new();
     let name = |number: usize| format!("{}-{number}", place.name);
     let args = |number| vec!["-M".to_owned(), name(number)];
-    exactly_one_wins(target, &place, args, &["socket"], &[IN_USE]);
+    exactly_one_wins(target, &place, args, &["socket"], &[Errno::EADDRINUSE]);
     place.assert_holds_only(&[]);
 }
 
@@ -218,7 +218,7 @@ fn of_fifty_starters_on_one_memory_exactly_one_wins_and_no_socket_is_left(target
         &place,
         |number| vec!["-S".to_owned(), socket(number)],
         &[&place.name],
-        &[BUSY],
+        &[Errno::EBUSY],
     );
     place.assert_holds_only(&[]);
 }
@@ -227,7 +227,13 @@ fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins(target: Tar
     let place = Place::new();
     drop(place.serve(&[]));
     assert!(place.socket().exists() && place.shm().exists(), "it was killed");
-    exactly_one_wins(target, &place, |_| vec![], &[&place.name], &[IN_USE, BUSY]);
+    exactly_one_wins(
+        target,
+        &place,
+        |_| vec![],
+        &[&place.name],
+        &[Errno::EADDRINUSE, Errno::EBUSY],
+    );
     place.assert_holds_only(&[]);
 
     // And where it is only the socket that they have in common.
@@ -239,7 +245,7 @@ fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins(target: Tar
         &place,
         |number| vec!["-M".to_owned(), name(number)],
         &["socket"],
-        &[IN_USE],
+        &[Errno::EADDRINUSE],
     );
     place.assert_holds_only(&[]);
 }

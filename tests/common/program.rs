@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::daemon::{is_listening, program};
 use super::peer::Peer;
+use super::target::Target;
 use super::{PATIENCE, wait_for, wait_for_exit, wait_up_to};
 
 /// A process that has ended, and all it printed.
@@ -31,6 +32,15 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// It was refused as servers are: the daemon's words have each of `parts`, and C has `errno`, and no more.
+    #[track_caller]
+    pub(crate) fn assert_refused_by(&self, target: Target, parts: &[&str], errno: Errno) {
+        match target {
+            Target::Daemon => self.assert_refused(parts),
+            Target::SelectLoop => self.assert_refused(&["cannot start: ", errno.desc()]),
+        }
+    }
+
     /// It exited with 1, and its stderr has each of `parts`.
     #[track_caller]
     pub(crate) fn assert_refused(&self, parts: &[&str]) {
@@ -247,10 +257,39 @@ impl Place {
         args.map(str::to_owned).to_vec()
     }
 
+    /// The same for any server.
+    pub(crate) fn args_of(&self, target: Target) -> Vec<String> {
+        let mut args = self.args();
+        if target == Target::SelectLoop {
+            // It has no pid file.
+            let at = args.iter().position(|arg| arg == "-p").expect("it is among them");
+            args.drain(at..at + 2);
+        }
+        args
+    }
+
+    /// Any server with everything in this place, in the foreground.
+    pub(crate) fn command_of(&self, target: Target) -> Command {
+        let mut command = Command::new(target.program());
+        command.args(self.args_of(target)).arg("-F");
+        command
+    }
+
     /// A server in the foreground that listens.
     #[track_caller]
     pub(crate) fn serve(&self, args: &[&str]) -> Process {
-        let mut process = Process::spawn(self.command(args).arg("-F"));
+        self.listening(self.command(args).arg("-F"))
+    }
+
+    /// Any server, in the foreground, that listens.
+    #[track_caller]
+    pub(crate) fn serve_by(&self, target: Target) -> Process {
+        self.listening(&mut self.command_of(target))
+    }
+
+    #[track_caller]
+    fn listening(&self, command: &mut Command) -> Process {
+        let mut process = Process::spawn(command);
         process.wait_until_listening(&self.socket());
         process
     }
