@@ -126,8 +126,8 @@ struct Client {
     wait: Wait,
     /// Whether epoll is to tell of room.
     watches_room: bool,
-    /// Messages to offer its socket at once: twice what it took until it was full. To prepare
-    /// many for one that takes few costs more than to send these few.
+    /// Messages to offer its socket at once, if that many can go: twice what it took until it
+    /// was full. To prepare many for one that takes few costs more than to send these few.
     offer: usize,
     rest: Option<Rest>,
 }

@@ -21,7 +21,7 @@ pub const PROTOCOL_VERSION: i64 = 0;
 pub(crate) const MEMORY: i64 = -1;
 
 /// Messages that go out with one call at most. A socket of the default size holds 278.
-pub(crate) const RUN: usize = 256;
+const RUN: usize = 256;
 
 /// Why nothing went out.
 #[derive(Debug)]

@@ -169,7 +169,7 @@ impl Server {
             share,
             wait: Wait::None,
             watches_room: false,
-            offer: wire::RUN,
+            offer: usize::MAX,
             rest: None,
         };
         match self.roster.join(client) {
@@ -275,12 +275,12 @@ impl Server {
                     taken += told.messages;
                     match told.then {
                         Then::Done => break Wait::None,
-                        Then::More => offer = (2 * offer).min(wire::RUN),
+                        Then::More => offer = offer.saturating_mul(2),
                         // Where it was something else than a full socket, epoll comes back to it
                         // at once, or when the client has read what it has, and the next call
                         // says what it is.
                         Then::Stopped => {
-                            offer = (2 * taken).clamp(LEAST, wire::RUN);
+                            offer = (2 * taken).max(LEAST);
                             break Wait::Room;
                         }
                     }
