@@ -77,7 +77,7 @@ fn only_a_dead_socket_is_replaced_and_everything_else_in_its_place_stays(target:
             let ended = run(&mut command);
             let socket = place.socket();
             let parts = [kind, socket.to_str().expect("ours")];
-            ended.assert_refused_by(target, &parts, Errno::EEXIST);
+            ended.assert_refused_by(target, &parts, &[Errno::EEXIST]);
             assert_eq!(look().collect::<Vec<_>>(), before, "{kind}");
             assert!(!place.shm().exists(), "{kind}: memory was left behind");
         }
@@ -108,7 +108,7 @@ fn a_live_server_of_another_kind_is_not_touched_and_sees_no_connection(target: T
     for mut command in each_way(target, &place) {
         let ended = run(&mut command);
         let parts = ["in use", path.to_str().expect("ours")];
-        ended.assert_refused_by(target, &parts, Errno::EADDRINUSE);
+        ended.assert_refused_by(target, &parts, &[Errno::EADDRINUSE]);
         assert_eq!(owner.accept().map(drop).unwrap_err().kind(), ErrorKind::WouldBlock);
         assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode);
         place.assert_holds_only(&["socket"]);
@@ -126,7 +126,7 @@ fn a_live_socket_that_does_not_listen_is_not_touched(target: Target) {
         let inode = fs::metadata(&path).expect("it is there").ino();
         let ended = run(&mut place.command_of(target));
         let parts = ["in use", path.to_str().unwrap()];
-        ended.assert_refused_by(target, &parts, Errno::EADDRINUSE);
+        ended.assert_refused_by(target, &parts, &[Errno::EADDRINUSE]);
         assert_eq!(fs::metadata(&path).expect("it is there").ino(), inode, "{kind:?}");
         place.assert_holds_only(&["socket"]);
     }

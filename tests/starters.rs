@@ -24,7 +24,7 @@ use common::daemon::program;
 use common::peer::Peer;
 use common::program::{Background, Ended, Place, Process, adopt_orphans, memory_of, run, size_of};
 use common::target::Target;
-use common::{text_of, wait_for, wait_up_to};
+use common::{is_asleep, text_of, wait_for, wait_up_to};
 
 /// What is not to change in a server that others try to replace.
 fn state_of(place: &Place) -> [(u64, u64, u64); 2] {
@@ -101,10 +101,7 @@ fn start_at_once(
         .collect();
     // Opening it without a reader would not fail, but whoever came later would start later.
     for starter in &starters {
-        wait_for("a starter sleeps at the gate", || {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", starter.pid())).ok()?;
-            stat.contains(") S ").then_some(())
-        });
+        wait_for("a starter sleeps at the gate", || is_asleep(starter.pid()).then_some(()));
     }
     let open = File::options().read(true).write(true).open(&gate).expect("the gate");
     // It has to stay open while somebody may still be on the way through it.
@@ -137,43 +134,42 @@ fn sort_out(starters: Vec<Process>, winners: usize) -> (Vec<(usize, Process)>, V
     (running, ended)
 }
 
-/// Of fifty starters exactly one is to win, and to serve; the others are to leave nothing. `args` are what each gets
-/// beside what it has in common with the others; each asks for a size of its own. A refusal names one of `named`, or in C
-/// is one of `errnos`.
-fn exactly_one_wins(
-    target: Target,
-    place: &Place,
-    args: impl Fn(usize) -> Vec<String>,
-    named: &[&str],
-    errnos: &[Errno],
-) {
+/// What all starters want, so that one alone can have it. Of the rest each has its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Socket,
+    Memory,
+    Both,
+}
+
+/// Of fifty starters exactly one is to win, and to serve; the others are to leave nothing. Each asks for a size of its own.
+fn exactly_one_wins(target: Target, place: &Place, wanted: Wanted) {
     let size = |number: usize| (64 << 10) << (number % 4);
+    let socket_of = |number: usize| match wanted {
+        Wanted::Memory => place.path(&format!("socket-{number}")),
+        Wanted::Socket | Wanted::Both => place.socket(),
+    };
+    let memory_name_of = |number: usize| match wanted {
+        Wanted::Socket => format!("{}-{number}", place.name),
+        Wanted::Memory | Wanted::Both => place.name.clone(),
+    };
+    let (named, errnos) = match wanted {
+        Wanted::Socket => ("socket", &[Errno::EADDRINUSE][..]),
+        Wanted::Memory => (&*place.name, &[Errno::EBUSY][..]),
+        Wanted::Both => (&*place.name, &[Errno::EADDRINUSE, Errno::EBUSY][..]),
+    };
     let starters = start_at_once(target, place, |number| {
-        let mut all = args(number);
-        all.extend(["-F".to_owned(), "-l".to_owned(), size(number).to_string()]);
-        all
+        let socket = socket_of(number).into_os_string().into_string().expect("it is ours");
+        let (memory, size) = (memory_name_of(number), size(number).to_string());
+        ["-F", "-S", &socket, "-M", &memory, "-l", &size].map(str::to_owned).to_vec()
     });
     let (mut winners, losers) = sort_out(starters, 1);
     let (winner, mut server) = winners.pop().unwrap_or_else(|| panic!("nobody won: {losers:?}"));
-    let socket = args(winner).iter().skip_while(|arg| *arg != "-S").nth(1).cloned();
-    let socket = socket.map_or(place.socket(), Into::into);
+    let socket = socket_of(winner);
     server.wait_until_listening(&socket);
     for loser in &losers {
         assert_eq!(loser.stdout, "");
-        match target {
-            Target::Daemon => {
-                loser.assert_refused(&["in use"]);
-                assert!(named.iter().any(|name| loser.stderr.contains(name)), "{loser:?}");
-            }
-            // It has errno, and no more.
-            Target::SelectLoop => {
-                loser.assert_refused(&["cannot start: "]);
-                assert!(
-                    errnos.iter().any(|errno| loser.stderr.contains(errno.desc())),
-                    "{loser:?}"
-                );
-            }
-        }
+        loser.assert_refused_by(target, &["in use", named], errnos);
     }
     let peers = [0, 1].map(|id| {
         let peer = Peer::join(&socket, 1);
@@ -192,61 +188,33 @@ fn exactly_one_wins(
 
 fn of_fifty_starters_on_one_socket_and_one_memory_exactly_one_wins(target: Target) {
     let place = Place::new();
-    exactly_one_wins(
-        target,
-        &place,
-        |_| vec![],
-        &[&place.name],
-        &[Errno::EADDRINUSE, Errno::EBUSY],
-    );
+    exactly_one_wins(target, &place, Wanted::Both);
     place.assert_holds_only(&[]);
 }
 
 fn of_fifty_starters_on_one_socket_exactly_one_wins_and_no_memory_is_left(target: Target) {
     let place = Place::new();
-    let name = |number: usize| format!("{}-{number}", place.name);
-    let args = |number| vec!["-M".to_owned(), name(number)];
-    exactly_one_wins(target, &place, args, &["socket"], &[Errno::EADDRINUSE]);
+    exactly_one_wins(target, &place, Wanted::Socket);
     place.assert_holds_only(&[]);
 }
 
 fn of_fifty_starters_on_one_memory_exactly_one_wins_and_no_socket_is_left(target: Target) {
     let place = Place::new();
-    let socket = |number: usize| place.path(&format!("socket-{number}")).display().to_string();
-    exactly_one_wins(
-        target,
-        &place,
-        |number| vec!["-S".to_owned(), socket(number)],
-        &[&place.name],
-        &[Errno::EBUSY],
-    );
+    exactly_one_wins(target, &place, Wanted::Memory);
     place.assert_holds_only(&[]);
 }
 
 fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins(target: Target) {
     let place = Place::new();
-    drop(place.serve(&[]));
+    drop(place.serve_by(target));
     assert!(place.socket().exists() && place.shm().exists(), "it was killed");
-    exactly_one_wins(
-        target,
-        &place,
-        |_| vec![],
-        &[&place.name],
-        &[Errno::EADDRINUSE, Errno::EBUSY],
-    );
+    exactly_one_wins(target, &place, Wanted::Both);
     place.assert_holds_only(&[]);
 
     // And where it is only the socket that they have in common.
-    drop(place.serve(&[]));
+    drop(place.serve_by(target));
     fs::remove_file(place.shm()).expect("it was killed");
-    let name = |number: usize| format!("{}-{number}", place.name);
-    exactly_one_wins(
-        target,
-        &place,
-        |number| vec!["-M".to_owned(), name(number)],
-        &["socket"],
-        &[Errno::EADDRINUSE],
-    );
+    exactly_one_wins(target, &place, Wanted::Socket);
     place.assert_holds_only(&[]);
 }
 
