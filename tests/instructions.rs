@@ -31,7 +31,7 @@ enum Coming {
 fn instructions(target: Target, clients: usize, vectors: u16, coming: Coming) -> Option<u64> {
     find_in_path("valgrind").expect("valgrind: Debian package valgrind");
     let (_, descriptors) = room_for("instructions for a message", clients, clients, vectors)?;
-    Some(count(
+    Some(instructions_of(
         target.builder().vectors(vectors).descriptors(descriptors),
         clients,
         vectors,
@@ -40,7 +40,7 @@ fn instructions(target: Target, clients: usize, vectors: u16, coming: Coming) ->
 }
 
 /// The same of a server to be started so.
-fn count(builder: Builder, clients: usize, vectors: u16, coming: Coming) -> u64 {
+fn instructions_of(builder: Builder, clients: usize, vectors: u16, coming: Coming) -> u64 {
     let directory = tempfile::tempdir().expect("a temporary directory");
     // For a server of another user.
     let everybody = Permissions::from_mode(0o777);
@@ -102,7 +102,7 @@ fn a_socket_of_the_smallest_size_costs_no_more_than_four_times_as_much(target: T
     const CLIENTS: usize = 256;
     // Half of it is less than what one socket of the usual size holds.
     let builder = || target.builder().descriptors(3 * CLIENTS as u64);
-    let instructions = |builder: Builder| count(builder, CLIENTS, 1, Coming::AtOnce);
+    let instructions = |builder: Builder| instructions_of(builder, CLIENTS, 1, Coming::AtOnce);
     let (usual, small) = (instructions(builder()), instructions(builder().unprivileged()));
     let ratio = small as f64 / usual as f64;
     eprintln!("the smallest sockets / the usual ones, in instructions: {ratio:.2}");

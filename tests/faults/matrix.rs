@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::common::target::Target;
+
 /// When the call is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -193,8 +195,10 @@ pub(crate) const EXEMPT: &[(&str, &str)] = &[
     ("fcntl(F_GETFD)", "std looks at what it closes, in debug builds only"),
 ];
 
-/// Calls that a C program makes by itself: its loop waits, and its stdout is its own.
-pub(crate) const CALLERS: &[&str] = &["pselect6", "write"];
+/// Whether a C program makes this call by itself: its loop waits, and its stdout is its own.
+pub(crate) fn is_callers(target: Target, call: &str) -> bool {
+    target == Target::SelectLoop && ["pselect6", "write"].contains(&call)
+}
 
 /// The rows for a call in a phase.
 pub(crate) fn rows(phase: Phase, call: &str) -> Vec<&'static Row> {

@@ -129,9 +129,9 @@ impl Drop for Killed {
 }
 
 /// Starts, and finds out what came of it: the log of strace's, and whether it served. Panics
-/// if it is neither of the two that are allowed. Nothing must be left behind, but for the socket where it is `allowed`.
+/// if it is neither of the two that are allowed. Nothing must be left behind, but for the socket where it `leaves` one.
 #[track_caller]
-fn start_with(way: Way, faults: &str, allowed: bool) -> (String, bool) {
+fn start_with(way: Way, faults: &str, leaves: bool) -> (String, bool) {
     println!("starting {way:?} with {faults}");
     let place = Place::new(way);
     let mut child = Killed(place.start(way, faults));
@@ -173,7 +173,7 @@ fn start_with(way: Way, faults: &str, allowed: bool) -> (String, bool) {
     // The launcher does not wait for a background process that fails after it.
     wait_for(&format!("{way:?}, {faults}: nothing is left behind"), || {
         let mut left = place.left(way);
-        if allowed {
+        if leaves {
             left.remove(&place.socket());
         }
         (left.is_empty() || (way != Way::Launch && panic_with(&left, faults))).then_some(())
@@ -295,9 +295,19 @@ fn a_server_that_listens_has_all_its_descriptors() {
         let listens = calls.iter().position(|call| call.name == "listen").expect("it listens");
         let (before, after) = calls.split_at(listens);
         let makes = |call: &&Call| {
-            ["open", "socket", "eventfd", "epoll_create", "timerfd_create", "dup", "pipe"]
-                .iter()
-                .any(|name| call.name.starts_with(name))
+            [
+                "open",
+                "socket",
+                "eventfd",
+                "epoll_create",
+                "timerfd_create",
+                "signalfd",
+                "memfd",
+                "dup",
+                "pipe",
+            ]
+            .iter()
+            .any(|name| call.name.starts_with(name))
         };
         assert!(before.iter().filter(makes).count() >= 4, "{way:?}: {before:?}");
         let late: Vec<_> = after.iter().filter(makes).collect();
