@@ -83,13 +83,6 @@ fn floor(vectors: u16, others: Others) -> Duration {
     cost
 }
 
-/// The server's processor time so far. In a flood it never waits, and the time is up to 10 ms old.
-fn run_time(server: &Daemon) -> Duration {
-    let patience = Instant::now() + Duration::from_millis(20);
-    while !server.is_asleep() && Instant::now() < patience {}
-    server.run_time()
-}
-
 /// Lets newcomers in one after another, each alone; `between` is what the others do before each. Without `others` there
 /// are no sends to compare with.
 fn measure(
@@ -102,12 +95,12 @@ fn measure(
     let (mut times, mut costs, mut floors) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..NEWCOMERS {
         between();
-        let (cost, start) = (run_time(server), Instant::now());
+        let (cost, start) = (server.run_time(), Instant::now());
         let mut newcomer = Crowd::new(server.socket_path(), vectors);
         newcomer.connect(true);
         newcomer.welcome();
         times.push(start.elapsed());
-        costs.push(run_time(server) - cost);
+        costs.push(server.run_time() - cost);
         floors.extend(others.map(|others| floor(vectors, others)));
     }
     let (time, cost) = (median(times), median(costs));

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::crowd::allow_most_descriptors;
-use super::{PATIENCE, text_of, wait_for, wait_for_exit, wait_up_to};
+use super::{PATIENCE, is_asleep, text_of, wait_for, wait_for_exit, wait_up_to};
 
 /// The program that the tests judge.
 pub(crate) fn program() -> PathBuf {
@@ -217,15 +217,10 @@ impl Daemon {
         Duration::from_millis(10 * ticks)
     }
 
-    /// Whether it waits for something.
-    pub(crate) fn is_asleep(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
-        stat.contains(") S ")
-    }
-
     /// The time for which it ran on a processor so far, to the nanosecond. The kernel brings it up to date when it
-    /// begins to wait, and some hundred times a second.
+    /// begins to wait; of one that does not, the time is up to 10 ms old.
     pub(crate) fn run_time(&self) -> Duration {
+        let _ = wait_up_to(Duration::from_millis(20), || is_asleep(self.pid()).then_some(()));
         let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).expect("it runs");
         let first = stat.split_ascii_whitespace().next().expect("schedstat has three fields");
         Duration::from_nanos(first.parse().expect("a number"))

@@ -23,6 +23,8 @@ use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
+
 /// How long a thing that needs no more than a moment may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -61,6 +63,11 @@ pub(crate) fn wait_for_exit(child: &mut Child, who: &str) -> ExitStatus {
 pub(crate) fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Whether a process waits for something.
+pub(crate) fn is_asleep(pid: Pid) -> bool {
+    text_of(Path::new(&format!("/proc/{pid}/stat"))).contains(") S ")
 }
 
 /// The text of a file for a message; what is not there is an empty text.

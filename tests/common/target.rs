@@ -9,7 +9,6 @@ use std::sync::LazyLock;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::crowd::allow_descriptors;
 use super::daemon::{Builder, Daemon, program};
 use super::skip::skip;
 
@@ -28,10 +27,7 @@ pub(crate) enum Target {
 impl Target {
     /// Sets out to start one, on a directory of its own.
     pub(crate) fn builder(self) -> Builder {
-        match self {
-            Self::Daemon => Daemon::builder(),
-            Self::SelectLoop => Daemon::builder().program(select_loop()),
-        }
+        Daemon::builder().program(self.program())
     }
 
     /// The program itself.
@@ -111,7 +107,7 @@ pub(crate) fn full_size(test: &str) -> bool {
 const OWN: u64 = 60;
 
 /// How many clients of so many vectors the limit of open files has room for, `wanted` at most, and the limit that their
-/// server then needs. This process gets room for its ends. Where not even `least` fit, the test is skipped.
+/// server then needs. Where not even `least` fit, the test is skipped.
 pub(crate) fn room_for(
     what: &str,
     least: usize,
@@ -131,11 +127,6 @@ pub(crate) fn room_for(
     if clients < wanted as u64 {
         eprintln!("{what}: {clients} clients, as the hard limit of open files is {hard}");
     }
-    // Other tests run in this process at the same time.
-    assert!(
-        allow_descriptors(hard.min(clients + 10_000)),
-        "a soft limit can be raised to the hard one"
-    );
     Some((clients as usize, clients * each + OWN))
 }
 

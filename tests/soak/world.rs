@@ -42,8 +42,6 @@ enum Pace {
 pub(crate) struct World {
     daemon: Daemon,
     vectors: u16,
-    /// Its open descriptors with no client.
-    idle: usize,
     members: Vec<(Member, Pace)>,
     children: Vec<Killed>,
     /// Connected, and never reads.
@@ -65,9 +63,8 @@ impl Drop for Killed {
 impl World {
     pub(crate) fn new(target: Target, vectors: u16) -> Self {
         let daemon = target.builder().vectors(vectors).start();
-        let idle = daemon.idle_fds();
         let (members, children, mutes) = Default::default();
-        Self { daemon, vectors, idle, members, children, mutes, squeezed: false }
+        Self { daemon, vectors, members, children, mutes, squeezed: false }
     }
 
     fn connect(&self) -> UnixStream {
@@ -248,7 +245,7 @@ impl World {
         self.members.clear();
         self.children.clear();
         self.mutes.clear();
-        let idle = self.idle;
+        let idle = self.daemon.idle_fds();
         let mut open = 0;
         let back = wait_up_to(PATIENCE, || {
             open = self.daemon.open_fds();
