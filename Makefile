@@ -72,7 +72,7 @@ uninstall: ## Remove what `make install` put there
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/libivshmem_server,.a .so .so.1)
 	rm -f $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc $(DESTDIR)$(INCLUDEDIR)/ivshmem-server.h
 
-header: ## Make include/ivshmem-server.h anew from src/capi
+header: ## Make include/ivshmem-server.h anew from src
 	IVSHMEM_WRITE_HEADER=1 $(CARGO) test --quiet --test header committed
 
 clean: ## Remove what was built

@@ -11,7 +11,7 @@
  * for each other, those for different servers do not. After start the process may fork, as
  * daemon(3) does.
  *
- * Made by cbindgen: change src/capi/ instead, and run `make header`.
+ * Made by cbindgen: change src/ instead, and run `make header`.
  */
 
 

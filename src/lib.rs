@@ -1,115 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A server for QEMU's `ivshmem-doorbell` devices, for production, and a client for programs
-//! of the host.
+//! The C API: the seven functions of QEMU's `contrib/ivshmem-server/ivshmem-server.h`, with its
+//! names and its memory layout, so that C code written for that one links with this library
+//! unchanged. `include/ivshmem-server.h` is made of this module by cbindgen.
 //!
-//! Virtual machines on one host share memory and interrupt each other through it. Every QEMU
-//! connects to the server's UNIX socket and gets the shared memory and everybody's eventfds;
-//! from then on the guests ring each other without the server. A program that is no virtual
-//! machine can take part as well: that is a [`Client`].
+//! It is a thin skin on [`Server`](ivshmem::Server), which knows nothing of it. A Rust program
+//! has no use for it.
 //!
-//! # A server
-//! ```
-//! # let dir = tempfile::tempdir()?;
-//! # let path = dir.path().join("socket");
-//! use ivshmem_server::{MemorySource, Server};
+//! # Where the server is
+//! The C structure is the caller's: it may be scribbled on, copied, or cease to be. So nothing
+//! in it is ever believed while a server runs. What runs is kept in a table of this process, by
+//! the structure's address; the structure and its list of peers are only written, for the
+//! caller to read. Two things are read: at start, what is to be started; and `verbose`, always.
 //!
-//! let mut server = Server::builder()
-//!     .socket_path(&path)              // who can write to it may attach
-//!     .memory(MemorySource::Sealed)    // no client can shrink it under the others
-//!     .size(4 << 20)
-//!     .vectors(2)                      // interrupts that each peer has
-//!     .start()?;
-//! # server.stopper()?.stop();
-//! server.run()?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
-//! QEMU attaches by `-chardev socket,path=PATH,id=ID -device
-//! ivshmem-doorbell,vectors=2,chardev=ID`. In the guest it is the PCI device 1af4:1110: BAR 0
-//! has its own id at 8 and the doorbell at 12, to which `peer << 16 | vector` is written; BAR 2
-//! is the memory.
-//!
-//! # A client
-//! ```
-//! # let dir = tempfile::tempdir()?;
-//! # let path = dir.path().join("socket");
-//! # let mut server = ivshmem_server::Server::builder().socket_path(&path).start()?;
-//! # let stopper = server.stopper()?;
-//! # let serving = std::thread::spawn(move || server.run());
-//! use std::time::Duration;
-//! use ivshmem_server::client::{Client, Event};
-//!
-//! let mut client = Client::connect(&path)?;
-//! client.memory().write(0, b"for whoever looks there")?;
-//! client.ring_all()?;
-//! # client.ring(client.id(), 0)?;
-//! for event in client.wait(Some(Duration::from_secs(1)))? {
-//!     match event {
-//!         Event::Joined { peer, .. } => client.ring(peer, 0)?,
-//!         Event::Rung { vector, .. } => println!("rung on vector {vector}"),
-//!         other => println!("{other:?}"),
-//!     }
-//! }
-//! # stopper.stop();
-//! # serving.join().unwrap()?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
-//! [`client`] has the rest: doorbells and vectors for other threads, and what a bad server
-//! can do.
-//!
-//! # In a loop of your own
-//! A [`Server`] and a [`Client`] are one pollable descriptor each ([`AsFd`](std::os::fd::AsFd)).
-//! When it is readable, `dispatch` does what there is to do, never waits, and says what
-//! happened. With a loop that is level-triggered (poll, select, calloop, glib) that is all:
-//! ```
-//! # use std::os::fd::AsFd;
-//! # use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-//! # let dir = tempfile::tempdir()?;
-//! # let path = dir.path().join("socket");
-//! # let mut server = ivshmem_server::Server::builder().socket_path(&path).start()?;
-//! # let _client = std::os::unix::net::UnixStream::connect(&path)?;
-//! use ivshmem_server::Event;
-//!
-//! poll(&mut [PollFd::new(server.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
-//! for event in server.dispatch()? {
-//!     match event {
-//!         Event::Joined { id, .. } => println!("{id} joined"),
-//!         Event::Left { id } => println!("{id} left"),
-//!         Event::Refused(why) => println!("refused: {why}"),
-//!         other => println!("{other:?}"),
-//!     }
-//! }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
-//! One that is edge-triggered (tokio, mio) dispatches until `is_ready` says that nothing is
-//! left; `examples/tokio_server.rs` and `examples/mio_server.rs` are whole programs.
+//! # Why select is enough
+//! The descriptor of the server itself goes into the caller's `fd_set`, besides those that the
+//! caller expects. It is an epoll instance, so it is *readable* also when a client's full
+//! socket has room again, when a timer ran out, and when something happens at a descriptor that
+//! is too large for an `fd_set`.
 //!
 //! # What it does not do
-//! The library starts no thread, installs no signal handler, changes no limit, and prints
-//! nothing; it logs through the `log` crate. A server needs one descriptor for each client,
-//! and one for each vector of each client, so raise `RLIMIT_NOFILE` for many.
-//!
-//! # Features
-//! `programs`, on by default, is for the command line programs. Without it the library depends
-//! on libc, log, nix and thiserror only. Rust 1.89 or newer, Linux with glibc.
-//!
-//! [`capi`] is QEMU's C interface, for C programs.
+//! Nothing runs at the end of the process: a parent that forked (as `daemon(3)` does) may
+//! `exit` without harm to its child's server.
 
-pub mod capi;
-pub mod client;
-mod error;
-mod limit;
-mod listener;
-mod memory;
-mod roster;
-mod server;
-mod sys;
-mod wire;
+mod abi;
+mod fdset;
+mod functions;
+mod list;
+mod registry;
+mod report;
+mod state;
 
-pub use client::Client;
-pub use error::Error;
-pub use memory::MemorySource;
-pub use server::{Builder, Credentials, Event, Peer, Refusal, Server, Stopper};
-pub use wire::PROTOCOL_VERSION;
-
-/// The largest number of vectors that a peer can have: MSI-X has no more.
-pub const MAX_VECTORS: u32 = 2048;
+pub use abi::{
+    EventNotifier, IVSHMEM_PROTOCOL_VERSION, IVSHMEM_SERVER_MAX_VECTORS, IvshmemServer,
+    IvshmemServerLink, IvshmemServerPeer, IvshmemServerPeerEntry, IvshmemServerPeerList,
+    IvshmemServerTailLink,
+};
+pub use functions::{
+    ivshmem_server_close, ivshmem_server_dump, ivshmem_server_get_fds, ivshmem_server_handle_fds,
+    ivshmem_server_init, ivshmem_server_search_peer, ivshmem_server_start,
+};

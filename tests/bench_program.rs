@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use ivshmem_server::{Client, Server};
+use ivshmem::{Client, Server};
 use serde_json::Value;
 
 mod common;
@@ -35,7 +35,7 @@ fn positive(value: &Value) {
     assert!(value.as_f64().is_some_and(|number| number > 0.0), "{value}");
 }
 
-fn server(socket: &Path) -> (ivshmem_server::Stopper, impl FnOnce()) {
+fn server(socket: &Path) -> (ivshmem::Stopper, impl FnOnce()) {
     let mut server = Server::builder().socket_path(socket).vectors(3).start().expect("it starts");
     let stopper = server.stopper().expect("an eventfd");
     let thread = std::thread::spawn(move || server.run());

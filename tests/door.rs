@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
-use ivshmem_server::{Event, Refusal, Server};
+use ivshmem::{Event, Refusal, Server};
 
 mod common;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The C header: it is what `src/capi/` says, and every C and C++ compiler likes it.
+//! The C header: it is what `src/` says, and every C and C++ compiler likes it.
 
 #![forbid(unsafe_code)]
 
@@ -10,14 +10,14 @@ use std::process::Command;
 
 use c::{Compiler, finish, project};
 
-const SOURCES: [&str; 2] = ["src/capi/abi.rs", "src/capi/functions.rs"];
+const SOURCES: [&str; 2] = ["src/abi.rs", "src/functions.rs"];
 
 fn generate() -> String {
     let config = cbindgen::Config::from_file(project("cbindgen.toml")).expect("cbindgen.toml");
     let sources = SOURCES
         .iter()
         .fold(cbindgen::Builder::new(), |builder, source| builder.with_src(project(source)));
-    let bindings = sources.with_config(config).generate().expect("cbindgen reads src/capi");
+    let bindings = sources.with_config(config).generate().expect("cbindgen reads src");
     let mut header = Vec::new();
     bindings.write(&mut header);
     String::from_utf8(header).expect("a header is text")
@@ -35,7 +35,7 @@ fn the_committed_header_is_what_cbindgen_makes_of_the_source() {
         let line = committed.lines().zip(made.lines()).position(|(is, should)| is != should);
         let line = line.unwrap_or_else(|| committed.lines().count().min(made.lines().count()));
         panic!(
-            "include/ivshmem-server.h is not what src/capi and cbindgen.toml say, from line {} on\n\
+            "include/ivshmem-server.h is not what src and cbindgen.toml say, from line {} on\n\
              is:     {:?}\nshould: {:?}\nto mend it: make header",
             line + 1,
             committed.lines().nth(line),

@@ -163,7 +163,7 @@ impl Tree {
         expect("new peer id = 0");
         drop(client);
         expect("free peer 0");
-        let pid = nix::unistd::Pid::from_raw(server.0.id().cast_signed());
+        let pid = nix::unistd::Pid::from_raw(server.0.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).expect("it is our child");
         expect("close server");
         assert!(server.0.wait().expect("it ends").success());

@@ -41,7 +41,9 @@ fn ring_until(from: &mut Vm, to: u16, last: u16, mut arrived: impl FnMut() -> bo
 #[track_caller]
 fn introduce(vms: &mut [Vm], one: usize, two: usize) {
     for (from, to) in [(one, two), (two, one)] {
-        let [from, to] = vms.get_disjoint_mut([from, to]).expect("two of them");
+        let (first, second) = vms.split_at_mut(from.max(to));
+        let (low, high) = (&mut first[from.min(to)], &mut second[0]);
+        let (from, to) = if from < to { (low, high) } else { (high, low) };
         let (id, last) = (to.id(), to.vectors() - 1);
         ring_until(from, id, last, || to.pending().contains(&last));
         to.settled();

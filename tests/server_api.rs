@@ -12,8 +12,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ivshmem_server::client::{Client, Event as Seen};
-use ivshmem_server::{Error, Event, MemorySource, Refusal, Server};
+use ivshmem::client::{Client, Event as Seen};
+use ivshmem::{Error, Event, MemorySource, Refusal, Server};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use ivshmem_server::{Event, Server};
+use ivshmem::{Event, Server};
 
 const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
 

@@ -76,9 +76,10 @@ fn read(
     thread::Builder::new().stack_size(STACK).spawn(move || {
         let mut said = false;
         // The end of the stream is a message of no bytes, and so an error: the server ended.
-        while let Ok(message) = sys::receive(socket.as_fd(), Wait::Yes)
-            && message.bytes > 0
-        {
+        while let Ok(message) = sys::receive(socket.as_fd(), Wait::Yes) {
+            if message.bytes == 0 {
+                return;
+            }
             if let Err(error) = book.note(&message, vectors) {
                 eprintln!("scale: {error}");
                 return;

@@ -16,7 +16,7 @@ pub(crate) fn line(bytes: &[u8]) -> bool {
     let arguments = bytes.split(|&byte| byte == b'\n').map(|part| OsString::from_vec(part.into()));
     match args::parse(std::iter::once("ivshmem-server".into()).chain(arguments)) {
         Ok(args) => {
-            assert!((1..=ivshmem_server::MAX_VECTORS).contains(&args.vectors));
+            assert!((1..=ivshmem::MAX_VECTORS).contains(&args.vectors));
             assert!(args.foreground || !args.verbose, "-v without -F");
             let _: args::Memory = args.memory();
             true

@@ -28,10 +28,23 @@ pub(crate) fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Where cargo puts what it builds for a test: next to the test itself.
+/// Has cargo build the C library in this test's profile, once, and returns where it lies. The
+/// library is no rlib, so `cargo test` alone does not build it.
 fn built(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own file");
-    let library = test.parent().expect("it lies in a directory").join(name);
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let test = std::env::current_exe().expect("a test knows its own file");
+        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").to_owned();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--lib", "--package", "ivshmem-server"]);
+        cargo.arg("--manifest-path").arg(project("Cargo.toml"));
+        cargo.arg("--target-dir").arg(profile.parent().expect("target"));
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        expect_success(&mut cargo);
+        profile
+    });
+    let library = DIRECTORY.join(name);
     assert!(library.is_file(), "cargo did not build {}", library.display());
     library
 }

@@ -339,10 +339,10 @@ impl Drop for Place {
         // among its arguments, as a process id alone may be anybody's by now.
         let text = fs::read_to_string(self.pid_file()).unwrap_or_default();
         let arguments = fs::read(format!("/proc/{}/cmdline", text.trim())).unwrap_or_default();
-        if String::from_utf8_lossy(&arguments).contains(&self.name)
-            && let Ok(pid) = text.trim().parse()
-        {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        if String::from_utf8_lossy(&arguments).contains(&self.name) {
+            if let Ok(pid) = text.trim().parse() {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
         }
         for path in self.memory() {
             let _ = fs::remove_file(path);

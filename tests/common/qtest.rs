@@ -128,6 +128,6 @@ const CONFIG_DATA: u16 = 0xcfc;
 
 /// The value that selects a register of function 0 of a device on bus 0.
 fn config_address(device: u8, register: u8) -> u32 {
-    assert!(device < 32 && register.is_multiple_of(4));
+    assert!(device < 32 && register % 4 == 0);
     1 << 31 | u32::from(device) << 11 | u32::from(register)
 }

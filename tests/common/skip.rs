@@ -23,6 +23,6 @@ pub(crate) fn skip(reason: &str) {
             .create(true)
             .open(&path)
             .and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap_or_else(|error| panic!("IVSHMEM_SKIPPED={}: {error}", path.display()));
+            .unwrap_or_else(|error| panic!("IVSHMEM_SKIPPED={path:?}: {error}"));
     }
 }

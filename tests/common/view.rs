@@ -42,7 +42,7 @@ impl Ids {
         self.len
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = u16> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u16> + use<'_> {
         (0..self.words.len() * 64).map(|id| id as u16).filter(|&id| self.contains(id))
     }
 }

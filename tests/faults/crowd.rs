@@ -49,9 +49,10 @@ impl Crowd {
     #[track_caller]
     pub(crate) fn read(&mut self) {
         for (place, member) in self.members.iter_mut().enumerate() {
-            if self.stalled != Some(place)
-                && let Err(error) = member.drain()
-            {
+            if self.stalled == Some(place) {
+                continue;
+            }
+            if let Err(error) = member.drain() {
                 panic!("client {place}, id {:?}: {error}", member.view().id());
             }
         }

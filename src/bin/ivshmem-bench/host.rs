@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use ivshmem_server::{Client, Error, Server, Stopper};
+use ivshmem::{Client, Error, Server, Stopper};
 use nix::unistd::mkdtemp;
 
 use crate::Failure;

@@ -6,7 +6,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use ivshmem_server::client::Memory;
+use ivshmem::client::Memory;
 
 use crate::Failure;
 use crate::stats::median;

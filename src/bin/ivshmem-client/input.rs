@@ -116,8 +116,9 @@ impl Input {
     /// something.
     pub(crate) fn done(&mut self) -> bool {
         let taken = std::mem::take(&mut self.taken);
-        if taken && let Source::Editor(editor) = &self.source {
-            editor.ask();
+        match &self.source {
+            Source::Editor(editor) if taken => editor.ask(),
+            _ => {}
         }
         taken
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use ivshmem_server::client::Client;
+use ivshmem::client::Client;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
@@ -130,9 +130,11 @@ impl<'a> Program<'a> {
     /// Says what happened, and carries out whatever can be now.
     fn carry_out(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         loop {
-            if let Some(session) = &mut self.session
-                && !session.news(self.watching, &mut self.out)?
-            {
+            let ended = match &mut self.session {
+                Some(session) => !session.news(self.watching, &mut self.out)?,
+                None => false,
+            };
+            if ended {
                 self.session = None;
                 self.outage = Instant::now();
                 self.attempt = self.outage;
@@ -301,8 +303,9 @@ impl<'a> Program<'a> {
         let (news, words) = (session.is_some(), input.is_some());
         let news_ready = news && ready(fds.first());
         let words_ready = words && ready(fds.last());
-        if news_ready && let Some((_, last)) = &mut self.idle {
-            *last = Instant::now();
+        match &mut self.idle {
+            Some((_, last)) if news_ready => *last = Instant::now(),
+            _ => {}
         }
         if words_ready {
             self.input.receive()?;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
-use ivshmem_server::client::{Client, Error, Event, Peer};
+use ivshmem::client::{Client, Error, Event, Peer};
 use serde_json::{Value, json};
 
 use crate::command::{Command, Form, HELP, Target};

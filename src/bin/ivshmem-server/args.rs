@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
-use ivshmem_server::{MAX_VECTORS, Server};
+use ivshmem::{MAX_VECTORS, Server};
 
 /// Shares memory and interrupts between QEMU virtual machines: attach each of them with
 /// -chardev socket,path=SOCKET,id=ID -device ivshmem-doorbell,vectors=N,chardev=ID

@@ -37,7 +37,7 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
     let pipe = child.stdout.take().expect("it was asked for");
     if let Err(error) = BufReader::new(pipe).read_until(READY, &mut text) {
         // It may serve well, and never end; but nobody would know of it.
-        let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
         child.wait()?;
         return Err(format!("cannot hear from the background process: {error}").into());
     }

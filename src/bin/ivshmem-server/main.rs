@@ -10,7 +10,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use ivshmem_server::{Event, MemorySource, Server};
+use ivshmem::{Event, MemorySource, Server};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};

@@ -3,12 +3,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
@@ -17,7 +18,7 @@ use crate::Failure;
 /// A pid file that is ours while this lives; removed then.
 pub(crate) struct PidFile {
     path: PathBuf,
-    file: File,
+    file: Flock<File>,
 }
 
 impl PidFile {
@@ -27,7 +28,7 @@ impl PidFile {
             format!("cannot write pid file {path:?}: {error}; choose another file with -p")
         };
         loop {
-            let mut file = File::options()
+            let file = File::options()
                 .read(true)
                 .write(true)
                 .create(true)
@@ -44,9 +45,9 @@ impl PidFile {
             if !file.metadata().map_err(failed)?.is_file() {
                 return Err(format!("pid file {path:?} is not a regular file").into());
             }
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
+            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((mut file, Errno::EAGAIN)) => {
                     let mut pid = String::new();
                     let _ = file.read_to_string(&mut pid);
                     // Until its owner writes it, it has what a killed daemon left, or nothing.
@@ -61,8 +62,8 @@ impl PidFile {
                     )
                     .into());
                 }
-                Err(TryLockError::Error(error)) => return Err(failed(error).into()),
-            }
+                Err((_, errno)) => return Err(failed(errno.into()).into()),
+            };
             let path = std::path::absolute(path).map_err(failed)?;
             let claim = Self { path, file };
             // The one who had it may have removed it between our opening and our locking.
@@ -76,7 +77,7 @@ impl PidFile {
 
     /// Writes this process's id.
     pub(crate) fn write(&self) -> Result<(), Failure> {
-        (&self.file)
+        (&*self.file)
             .write_all(format!("{}\n", std::process::id()).as_bytes())
             .map_err(|error| format!("cannot write pid file {:?}: {error}", self.path).into())
     }
@@ -91,10 +92,10 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if self.is_still_there()
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("cannot remove pid file {:?}: {error}", self.path);
+        if self.is_still_there() {
+            if let Err(error) = fs::remove_file(&self.path) {
+                log::warn!("cannot remove pid file {:?}: {error}", self.path);
+            }
         }
     }
 }

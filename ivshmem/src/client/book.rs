@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the client was told: its id, the memory, who is here and how to ring them.
+//!
+//! Every rule of the protocol about what a server may say is in here; whatever breaks one is
+//! an error, and its descriptors are closed. There is no socket in here.
+//!
+//! The order after the version and the id is the server's to choose, as in QEMU's device:
+//! the reference says the memory, the others, one's own vectors.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use super::reader::Message;
+use super::vector::Doorbell;
+use super::{Error, Memory};
+use crate::{MAX_VECTORS, PROTOCOL_VERSION};
+
+/// A peer, and whether the caller knows of it.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    pub(super) vectors: Vec<Doorbell>,
+    pub(super) announced: bool,
+}
+
+/// What a message changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Version, id or memory.
+    Greeting,
+    /// A vector of this client's own was added.
+    Own,
+    /// A vector of a peer was added.
+    Peer(u16),
+    /// A peer left; whether it had been announced.
+    Left(u16, bool),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    greeted: bool,
+    pub(super) id: Option<u16>,
+    /// Until the client takes it.
+    pub(super) memory: Option<Memory>,
+    /// The memory was told of; there is only one.
+    has_memory: bool,
+    pub(super) own: Vec<Doorbell>,
+    pub(super) peers: BTreeMap<u16, Entry>,
+}
+
+impl Book {
+    /// What is to come next, where `vectors` were asked for, for a message about its not having
+    /// come.
+    pub(super) fn missing(&self, vectors: Option<u32>) -> String {
+        let own = self.own.len();
+        match vectors {
+            _ if !self.greeted => "the protocol version".into(),
+            _ if self.id.is_none() => "the client's id".into(),
+            _ if !self.has_memory => "the shared memory".into(),
+            _ if own == 0 => "the client's own first vector".into(),
+            None => "another one of the client's own vectors".into(),
+            Some(vectors) => format!(
+                "the client's own vector {own}, of {vectors} asked for, counted from 0 (the server \
+                 may have no more than {own})"
+            ),
+        }
+    }
+
+    pub(super) fn note(&mut self, message: Message) -> Result<Change, Error> {
+        let value = message.value;
+        if !self.greeted {
+            if value != PROTOCOL_VERSION {
+                return Err(Error::Version { version: value });
+            }
+            message.bare("the protocol version")?;
+            self.greeted = true;
+            return Ok(Change::Greeting);
+        }
+        let Some(own) = self.id else {
+            let id = u16::try_from(value).map_err(|_| Error::Unexpected {
+                value,
+                expected: "the client's id (0 to 65535)",
+            })?;
+            message.bare("the client's id")?;
+            self.id = Some(id);
+            return Ok(Change::Greeting);
+        };
+        if value == crate::protocol::MEMORY {
+            return self.note_memory(message);
+        }
+        let peer = u16::try_from(value).map_err(|_| Error::Unexpected {
+            value,
+            expected: "a peer's id (0 to 65535), or -1 with the shared memory,",
+        })?;
+        match message.descriptor("a peer's id")? {
+            None if peer == own => Err(Error::SelfLeft { peer }),
+            None => match self.peers.remove(&peer) {
+                Some(entry) => Ok(Change::Left(peer, entry.announced)),
+                None => Err(Error::UnknownLeft { peer }),
+            },
+            Some(fd) => {
+                let doorbell = Doorbell::new(fd).map_err(|errno| Error::System {
+                    action: "look at a vector's descriptor",
+                    source: errno.into(),
+                })?;
+                let known = match peer == own {
+                    true => Some(&self.own),
+                    false => self.peers.get(&peer).map(|entry| &entry.vectors),
+                };
+                let vector = known.map_or(0, |vectors| vectors.len() as u32);
+                if vector == MAX_VECTORS {
+                    return Err(Error::TooManyVectors { peer });
+                }
+                // A peer whose first vector is none is not known.
+                let doorbell = doorbell.ok_or(Error::NotAnEventfd { peer, vector })?;
+                match peer == own {
+                    true => self.own.push(doorbell),
+                    false => self.peers.entry(peer).or_default().vectors.push(doorbell),
+                }
+                Ok(if peer == own { Change::Own } else { Change::Peer(peer) })
+            }
+        }
+    }
+
+    fn note_memory(&mut self, message: Message) -> Result<Change, Error> {
+        const WHAT: &str = "the shared memory";
+        let value = message.value;
+        let Some(fd) = message.descriptor(WHAT)? else {
+            return Err(Error::NoDescriptor { value, what: WHAT });
+        };
+        if self.has_memory {
+            return Err(Error::Unexpected { value, expected: "a peer's id (0 to 65535)" });
+        }
+        self.memory = Some(Memory::new(fd)?);
+        self.has_memory = true;
+        Ok(Change::Greeting)
+    }
+
+    /// The vectors of a peer, or of the client itself.
+    #[inline]
+    pub(super) fn vectors(&self, peer: u16) -> Result<&[Doorbell], Error> {
+        if let Some(entry) = self.peers.get(&peer) {
+            return Ok(&entry.vectors);
+        }
+        if Some(peer) == self.id { Ok(&self.own) } else { Err(Error::UnknownPeer { peer }) }
+    }
+
+    /// One vector of a peer, or of the client itself.
+    #[inline]
+    pub(super) fn vector(&self, peer: u16, vector: u32) -> Result<&Doorbell, Error> {
+        let vectors = self.vectors(peer)?;
+        let has = vectors.len() as u32;
+        vectors.get(vector as usize).ok_or(Error::UnknownVector { peer, vector, has })
+    }
+}

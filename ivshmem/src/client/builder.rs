@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! How a client connects, and when its greeting is complete.
+//!
+//! # When is it complete?
+//! The protocol has no word for "that was all", and none for how many vectors a peer has.
+//! QEMU's device is told by its user how many it has, goes on when the memory has come, and
+//! connects its vectors as they come; the reference's client does the like. A program that
+//! wants to use its vectors has to know more than that. So, where the caller has not said how
+//! many there are, they are taken to be complete when the first of these comes true:
+//!
+//! - there are as many as another peer has, whom the server told of before;
+//! - the server goes on to tell of another peer: a server tells of one peer at a time;
+//! - at least one has come, and then nothing more for the quiet time.
+//!
+//! Only the first client of all has to wait for the third. If it was a mistake nothing is
+//! lost: vectors that come later are added, and are an event.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket, sockopt};
+use nix::sys::time::TimeVal;
+
+use super::book::{Book, Change};
+use super::reader::Reader;
+use super::{Client, Error};
+use crate::sys::milliseconds;
+
+/// What a client is to be. Made by [`Client::builder`].
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem::Server::builder().socket_path(&path).vectors(2).start()?;
+/// # let stopper = server.stopper()?;
+/// # let serving = std::thread::spawn(move || server.run());
+/// use std::time::Duration;
+/// use ivshmem::Client;
+///
+/// let client = Client::builder()
+///     .vectors(2)
+///     .memory_size(4 << 20)
+///     .connect_timeout(Duration::from_secs(5))
+///     .connect(&path)?;
+/// assert_eq!(client.vectors(), 2);
+/// # stopper.stop();
+/// # serving.join().unwrap()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Builder {
+    vectors: Option<u32>,
+    memory_size: Option<u64>,
+    limit: Duration,
+    quiet: Duration,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            vectors: None,
+            memory_size: None,
+            limit: Duration::from_secs(10),
+            quiet: Duration::from_millis(100),
+        }
+    }
+}
+
+impl Builder {
+    /// The client is connected once it has this many vectors of its own. It saves waiting for
+    /// the [quiet time](Self::quiet_time). If the server gives more they are used as well.
+    ///
+    /// 0 is a client that is connected when it has the memory, and hears of all else,
+    /// the peers that were there before included, as events.
+    ///
+    /// If it is not said, it is found out: see the [module](super#when-the-greeting-is-complete).
+    pub fn vectors(mut self, vectors: u32) -> Self {
+        self.vectors = Some(vectors);
+        self
+    }
+
+    /// The shared memory must be of this size, in bytes. Any will do if it is not said.
+    pub fn memory_size(mut self, bytes: u64) -> Self {
+        self.memory_size = Some(bytes);
+        self
+    }
+
+    /// Connecting and the greeting together may take this long; 10 s if it is not said.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Nothing for this long after a vector of its own means that there are no more; 100 ms if
+    /// it is not said. It counts only where [`vectors`](Self::vectors) is not said.
+    pub fn quiet_time(mut self, time: Duration) -> Self {
+        self.quiet = time;
+        self
+    }
+
+    /// Connects to the server at this path.
+    ///
+    /// # Errors
+    /// What is wrong with the path, the server, its greeting or its memory: every [`Error`]
+    /// but those of a client that is connected.
+    pub fn connect(&self, path: impl AsRef<Path>) -> Result<Client, Error> {
+        let deadline = Instant::now().checked_add(self.limit);
+        self.greet(connect(path.as_ref(), self.limit)?, deadline)
+    }
+
+    /// Takes a stream socket that is connected to a server, of which nothing has been read.
+    /// It becomes non-blocking.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn adopt(&self, socket: impl Into<OwnedFd>) -> Result<Client, Error> {
+        let deadline = Instant::now().checked_add(self.limit);
+        let socket = UnixStream::from(socket.into());
+        socket
+            .set_nonblocking(true)
+            .map_err(|source| Error::System { action: "use the socket", source })?;
+        self.greet(socket, deadline)
+    }
+
+    /// Without a deadline it waits for as long as it takes.
+    fn greet(&self, socket: UnixStream, deadline: Option<Instant>) -> Result<Client, Error> {
+        let mut reader = Reader::default();
+        let mut book = Book::default();
+        // The server went on to tell of another peer after our own vectors.
+        let mut passed = false;
+        while !self.is_complete(&book, passed) {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                let missing = book.missing(self.vectors);
+                return Err(Error::Timeout { limit: self.limit, missing });
+            }
+            if let Some(message) = reader.next(&socket)? {
+                match book.note(message)? {
+                    Change::Peer(_) => passed = !book.own.is_empty(),
+                    Change::Own => passed = false,
+                    Change::Greeting => self.check_memory(&book)?,
+                    Change::Left(..) => {}
+                }
+                continue;
+            }
+            let guessing = self.vectors.is_none() && !book.own.is_empty() && book.memory.is_some();
+            let quiet = guessing.then_some(self.quiet);
+            let time = left.into_iter().chain(quiet).min();
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, milliseconds(time)) {
+                Ok(0) if guessing => break,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    return Err(Error::System {
+                        action: "wait for the server",
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+        for entry in book.peers.values_mut() {
+            // Of the others, who are still being told of, the caller hears when they are whole.
+            entry.announced = entry.vectors.len() >= book.own.len();
+        }
+        Client::new(socket, reader, book)
+    }
+
+    fn check_memory(&self, book: &Book) -> Result<(), Error> {
+        let size = book.memory.as_ref().map(|memory| memory.len() as u64);
+        match (size, self.memory_size) {
+            (Some(size), Some(wanted)) if size != wanted => Err(Error::MemorySize { size, wanted }),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_complete(&self, book: &Book, passed: bool) -> bool {
+        let own = book.own.len();
+        book.memory.is_some()
+            && match self.vectors {
+                Some(vectors) => own >= vectors as usize,
+                None => {
+                    let others = book.peers.values().map(|peer| peer.vectors.len()).max();
+                    own > 0 && (passed || others.is_some_and(|others| own >= others))
+                }
+            }
+    }
+}
+
+/// A connected, non-blocking, close-on-exec socket.
+fn connect(path: &Path, limit: Duration) -> Result<UnixStream, Error> {
+    let failed = |errno: Errno| Error::Connect { path: path.to_owned(), source: errno.into() };
+    let long = || Error::SocketPathLength { path: path.to_owned() };
+    if path.as_os_str().is_empty() {
+        return Err(long());
+    }
+    // It would end the path, or at its start make it no path at all.
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(failed(Errno::EINVAL));
+    }
+    let address = UnixAddr::new(path).map_err(|errno| match errno {
+        Errno::ENAMETOOLONG => long(),
+        errno => failed(errno),
+    })?;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(failed)?;
+    // A server that does not accept, and whose queue is full, makes connect(2) wait; this is
+    // how long. 0 would be for ever.
+    let micros = limit.as_micros().clamp(1, 1_000_000_000_000_000);
+    let time = TimeVal::new((micros / 1_000_000) as i64, (micros % 1_000_000) as i64);
+    setsockopt(&socket, sockopt::SendTimeout, &time).map_err(failed)?;
+    loop {
+        match nix::sys::socket::connect(socket.as_raw_fd(), &address) {
+            Ok(()) => break,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                return Err(Error::Timeout {
+                    limit,
+                    missing: "its accepting the connection".into(),
+                });
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    let socket = UnixStream::from(socket);
+    let nonblocking = |source: io::Error| Error::Connect { path: path.to_owned(), source };
+    socket.set_nonblocking(true).map_err(nonblocking)?;
+    Ok(socket)
+}

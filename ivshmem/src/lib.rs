@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A server for QEMU's `ivshmem-doorbell` devices, for production, and a client for programs
+//! of the host.
+//!
+//! Virtual machines on one host share memory and interrupt each other through it. Every QEMU
+//! connects to the server's UNIX socket and gets the shared memory and everybody's eventfds;
+//! from then on the guests ring each other without the server. A program that is no virtual
+//! machine can take part as well: that is a [`Client`].
+//!
+//! # A server
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("socket");
+//! use ivshmem::{MemorySource, Server};
+//!
+//! let mut server = Server::builder()
+//!     .socket_path(&path)              // who can write to it may attach
+//!     .memory(MemorySource::Sealed)    // no client can shrink it under the others
+//!     .size(4 << 20)
+//!     .vectors(2)                      // interrupts that each peer has
+//!     .start()?;
+//! # server.stopper()?.stop();
+//! server.run()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//! QEMU attaches by `-chardev socket,path=PATH,id=ID -device
+//! ivshmem-doorbell,vectors=2,chardev=ID`. In the guest it is the PCI device 1af4:1110: BAR 0
+//! has its own id at 8 and the doorbell at 12, to which `peer << 16 | vector` is written; BAR 2
+//! is the memory.
+//!
+//! # A client
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("socket");
+//! # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+//! # let stopper = server.stopper()?;
+//! # let serving = std::thread::spawn(move || server.run());
+//! use std::time::Duration;
+//! use ivshmem::client::{Client, Event};
+//!
+//! let mut client = Client::connect(&path)?;
+//! client.memory().write(0, b"for whoever looks there")?;
+//! client.ring_all()?;
+//! # client.ring(client.id(), 0)?;
+//! for event in client.wait(Some(Duration::from_secs(1)))? {
+//!     match event {
+//!         Event::Joined { peer, .. } => client.ring(peer, 0)?,
+//!         Event::Rung { vector, .. } => println!("rung on vector {vector}"),
+//!         other => println!("{other:?}"),
+//!     }
+//! }
+//! # stopper.stop();
+//! # serving.join().unwrap()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//! [`client`] has the rest: doorbells and vectors for other threads, and what a bad server
+//! can do.
+//!
+//! # In a loop of your own
+//! A [`Server`] and a [`Client`] are one pollable descriptor each ([`AsFd`](std::os::fd::AsFd)).
+//! When it is readable, `dispatch` does what there is to do, never waits, and says what
+//! happened. With a loop that is level-triggered (poll, select, calloop, glib) that is all:
+//! ```
+//! # use std::os::fd::AsFd;
+//! # use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("socket");
+//! # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+//! # let _client = std::os::unix::net::UnixStream::connect(&path)?;
+//! use ivshmem::Event;
+//!
+//! poll(&mut [PollFd::new(server.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+//! for event in server.dispatch()? {
+//!     match event {
+//!         Event::Joined { id, .. } => println!("{id} joined"),
+//!         Event::Left { id } => println!("{id} left"),
+//!         Event::Refused(why) => println!("refused: {why}"),
+//!         other => println!("{other:?}"),
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//! One that is edge-triggered (tokio, mio) dispatches until `is_ready` says that nothing is
+//! left; `examples/tokio_server.rs` and `examples/mio_server.rs` are whole programs.
+//!
+//! # What it does not do
+//! The library starts no thread, installs no signal handler, changes no limit, and prints
+//! nothing; it logs through the `log` crate. A server needs one descriptor for each client,
+//! and one for each vector of each client, so raise `RLIMIT_NOFILE` for many.
+//!
+//! # Features
+//! `tokio` adds `AsyncServer` and `AsyncClient`. Without it the library depends on libc, log, nix
+//! and thiserror only. Rust 1.85 or newer, Linux with glibc.
+
+pub mod client;
+mod error;
+mod listener;
+mod memory;
+mod protocol;
+mod server;
+mod sys;
+
+pub use client::Client;
+pub use error::Error;
+pub use memory::MemorySource;
+pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
+#[doc(hidden)]
+pub use server::LogLimit;
+pub use server::{Builder, Credentials, Event, Peer, Refusal, Server, Stopper};

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! What the wire says, and its limits: the ground floor. It knows no other module.
+//!
+//! A server sends messages to its clients, and a client sends nothing. A message is a signed
+//! little-endian number of 8 bytes, with at most one descriptor in `SCM_RIGHTS`. (Source:
+//! docs/specs/ivshmem-spec in QEMU's tree.)
+
+#![forbid(unsafe_code)]
+
+/// The protocol version: the value of the first message.
+pub const PROTOCOL_VERSION: i64 = 0;
+
+/// The largest number of vectors that a peer can have: MSI-X has no more.
+pub const MAX_VECTORS: u32 = 2048;
+
+/// The value of the message that carries the shared memory.
+pub(crate) const MEMORY: i64 = -1;
+
+/// Bytes of one message.
+pub(crate) const MESSAGE: usize = 8;
+
+/// How many ids there are: an id has 16 bits.
+pub(crate) const ID_SPACE: u32 = 1 << 16;
+
+/// The longest path of a socket, in bytes: `sun_path` of `unix(7)` without its final NUL.
+pub(crate) const MAX_SOCKET_PATH: usize = 107;

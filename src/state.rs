@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A running server and what its C structure shows of it.
+
+use std::ffi::{CStr, OsString, c_char, c_int};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use super::abi::{IVSHMEM_SERVER_MAX_VECTORS, IvshmemServer, IvshmemServerPeer};
+use super::fdset::FdSet;
+use super::list::{self, List};
+use super::report::{Failure, say};
+use ivshmem::LogLimit;
+use ivshmem::{Event, MemorySource, Peer, Server};
+
+/// A server that runs. Dropped, it is closed, and the structure is left as it is.
+#[derive(Debug)]
+pub(super) struct State {
+    server: Server,
+    list: List,
+    /// The server's descriptor and the clients', as far as they fit. The listening socket
+    /// comes and goes by itself.
+    watched: FdSet,
+    /// Of those that are turned away, who can be as many as like.
+    refusals: LogLimit,
+}
+
+/// Whether the caller wants to be told what happens.
+///
+/// # Safety
+/// `server` is valid for reads.
+pub(super) unsafe fn is_verbose(server: *const IvshmemServer) -> bool {
+    // SAFETY: the caller vouches for the structure. Read as a byte, since C may have written
+    // one that is no Rust `bool`.
+    unsafe { (&raw const (*server).verbose).cast::<u8>().read() != 0 }
+}
+
+/// A string in an array of the structure.
+///
+/// # Safety
+/// `array` is valid for reads.
+unsafe fn string_in(array: *const [c_char; 4096]) -> Result<Vec<u8>, Failure> {
+    // SAFETY: the caller vouches for the array, and a `c_char` has the layout of a `u8`.
+    let bytes = unsafe { array.cast::<[u8; 4096]>().read() };
+    let string = CStr::from_bytes_until_nul(&bytes).map_err(|_| Errno::ENAMETOOLONG)?;
+    Ok(string.to_bytes().to_vec())
+}
+
+/// Shows that no server runs: no descriptors, no peers.
+///
+/// # Safety
+/// `server` is valid for writes.
+pub(super) unsafe fn write_closed(server: *mut IvshmemServer) {
+    // SAFETY: the caller vouches for the structure.
+    unsafe {
+        (&raw mut (*server).sock_fd).write(-1);
+        (&raw mut (*server).shm_fd).write(-1);
+        list::write_empty(server);
+    }
+}
+
+impl State {
+    /// Starts what the structure describes, and shows it there.
+    ///
+    /// # Safety
+    /// `server` is valid for reads and writes, and was initialised.
+    pub(super) unsafe fn start(server: *mut IvshmemServer) -> Result<Self, Failure> {
+        // SAFETY: the caller vouches for the structure. The bool is read as a byte, as C may
+        // have written one that is no Rust `bool`.
+        let (socket, memory, is_name, size, vectors, first_id, verbose) = unsafe {
+            (
+                string_in(&raw const (*server).unix_sock_path)?,
+                string_in(&raw const (*server).shm_path)?,
+                (&raw const (*server).use_shm_open).cast::<u8>().read() != 0,
+                (&raw const (*server).shm_size).read(),
+                (&raw const (*server).n_vectors).read(),
+                (&raw const (*server).cur_id).read(),
+                is_verbose(server),
+            )
+        };
+        if !is_possible(vectors) {
+            return Err(Errno::EINVAL.into());
+        }
+        let say = |text: &str, rest: &[u8]| {
+            if verbose {
+                say([text.as_bytes(), rest].concat());
+            }
+        };
+        let source = if is_name {
+            say("Using POSIX shared memory: ", &memory);
+            MemorySource::Posix(String::from_utf8(memory).map_err(|_| Errno::EINVAL)?)
+        } else {
+            say("Using file-backed shared memory: ", &memory);
+            MemorySource::Directory(OsString::from_vec(memory).into())
+        };
+        say("create & bind socket ", &socket);
+        let started = Server::builder()
+            .socket_path(PathBuf::from(OsString::from_vec(socket)))
+            .memory(source)
+            .size(size as u64)
+            .vectors(vectors)
+            .first_id(first_id)
+            .selectable()
+            .start();
+        let running = started.map_err(|error| {
+            say("cannot start: ", OsString::from(error.to_string()).as_bytes());
+            Failure::from(&error)
+        })?;
+
+        let mut watched = FdSet::new();
+        watched.add(running.as_fd().as_raw_fd());
+        // SAFETY: the caller vouches for the structure.
+        unsafe {
+            list::write_empty(server);
+            (&raw mut (*server).sock_fd).write(running.listener().as_raw_fd());
+            (&raw mut (*server).shm_fd).write(running.memory().as_raw_fd());
+        }
+        Ok(Self { server: running, list: List::default(), watched, refusals: LogLimit::default() })
+    }
+
+    /// Whether the structure still shows this server, as far as the library writes it.
+    ///
+    /// # Safety
+    /// `server` is valid for reads; what is there may be anything.
+    pub(super) unsafe fn is_shown_by(&self, server: *mut IvshmemServer) -> bool {
+        // SAFETY: the caller vouches for the structure. Volatile, as its bytes may be left
+        // over from something else, and nothing may be concluded but what they are.
+        unsafe {
+            (&raw const (*server).sock_fd).read_volatile() == self.server.listener().as_raw_fd()
+                && (&raw const (*server).shm_fd).read_volatile() == self.server.memory().as_raw_fd()
+                && self.list.is_headed_by(server)
+        }
+    }
+
+    /// The descriptors that are to be watched for reading.
+    pub(super) fn descriptors(&self) -> FdSet {
+        let mut all = self.watched.clone();
+        // While no descriptor is left to accept with, it would wake the caller for nothing.
+        if self.server.is_listening() {
+            all.add(self.server.listener().as_raw_fd());
+        }
+        all
+    }
+
+    /// Whether one of our descriptors is in the set.
+    ///
+    /// # Safety
+    /// `fds` is valid for reads.
+    pub(super) unsafe fn is_called(&self, fds: *const libc::fd_set, maxfd: c_int) -> bool {
+        // SAFETY: the caller vouches for the set.
+        unsafe { self.descriptors().meets(fds, maxfd) }
+    }
+
+    /// Does what there is to do, and shows it in the structure.
+    ///
+    /// # Safety
+    /// `server` is valid for reads and writes, and it is the one that was started.
+    pub(super) unsafe fn dispatch(&mut self, server: *mut IvshmemServer) -> Result<(), Failure> {
+        let events = self.server.dispatch().map_err(|error| Failure::from(&error))?;
+        // SAFETY: the caller vouches for the structure.
+        let verbose = unsafe { is_verbose(server) };
+        let say = |line: String| {
+            if verbose {
+                say(line);
+            }
+        };
+        // Who joined and is here still: one that left at once is never in the list.
+        let mut joined: Vec<u16> = Vec::new();
+        for event in events {
+            match event {
+                Event::Joined { id, socket } => {
+                    say(format!("accept()={socket}"));
+                    say(format!("new peer id = {id}"));
+                    joined.push(id);
+                }
+                Event::Left { id } => {
+                    say(format!("free peer {id}"));
+                    // Nobody can join, leave and join again in one dispatch.
+                    if let Some(index) = joined.iter().rposition(|&other| other == id) {
+                        joined.remove(index);
+                    // SAFETY: the caller vouches for the structure.
+                    } else if let Some(socket) = unsafe { self.list.remove(server, id) } {
+                        self.watched.remove(socket);
+                    }
+                }
+                Event::Refused(refusal) => {
+                    let line = format_args!("client refused: {refusal}");
+                    self.refusals.tell(line, |line| say(line.to_string()));
+                }
+                _ => {}
+            }
+        }
+        let mut newcomers: Vec<_> = self.server.peers().rev().take(joined.len()).collect();
+        newcomers.reverse();
+        debug_assert!(newcomers.iter().map(Peer::id).eq(joined));
+        for peer in &newcomers {
+            // SAFETY: the caller vouches for the structure.
+            let socket = unsafe { self.list.push(server, peer) };
+            self.watched.add(socket);
+        }
+        if let Some(next) = self.server.next_id() {
+            // SAFETY: the caller vouches for the structure.
+            unsafe { (&raw mut (*server).cur_id).write(next) };
+        }
+        Ok(())
+    }
+
+    /// The node of a peer, for C.
+    pub(super) fn peer(&self, id: i64) -> Option<*mut IvshmemServerPeer> {
+        u16::try_from(id).ok().and_then(|id| self.list.find(id))
+    }
+
+    /// Prints the peers and their vectors.
+    pub(super) fn dump(&self) {
+        for peer in self.server.peers() {
+            say(format!("peer_id = {}", peer.id()));
+            for (number, vector) in peer.vectors().enumerate() {
+                say(format!("  vector {number} is enabled (fd={})", vector.as_raw_fd()));
+            }
+        }
+    }
+
+    /// Ends it all; the ids that were connected, in join order.
+    pub(super) fn close(self) -> Vec<u16> {
+        self.server.peers().map(|peer| peer.id()).collect()
+    }
+}
+
+/// Whether peers can have this number of vectors in this API.
+pub(super) fn is_possible(vectors: u32) -> bool {
+    (1..=IVSHMEM_SERVER_MAX_VECTORS as u32).contains(&vectors)
+}
