@@ -41,7 +41,10 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
         child.wait()?;
         return Err(format!("cannot hear from the background process: {error}").into());
     }
-    let ready = text.pop_if(|last| *last == READY).is_some();
+    let ready = text.last() == Some(&READY);
+    if ready {
+        text.pop();
+    }
     // A reader that has gone is no reason to fail.
     let _ = io::stdout().write_all(&text);
     if ready {
