@@ -12,8 +12,7 @@ use super::abi::{IVSHMEM_SERVER_MAX_VECTORS, IvshmemServer, IvshmemServerPeer};
 use super::fdset::FdSet;
 use super::list::{self, List};
 use super::report::{Failure, say};
-use ivshmem::LogLimit;
-use ivshmem::{Event, MemorySource, Peer, Server};
+use ivshmem::{Event, MemorySource, Server};
 
 /// A server that runs. Dropped, it is closed, and the structure is left as it is.
 #[derive(Debug)]
@@ -23,8 +22,6 @@ pub(super) struct State {
     /// The server's descriptor and the clients', as far as they fit. The listening socket
     /// comes and goes by itself.
     watched: FdSet,
-    /// Of those that are turned away, who can be as many as like.
-    refusals: LogLimit,
 }
 
 /// Whether the caller wants to be told what happens.
@@ -117,7 +114,7 @@ impl State {
             (&raw mut (*server).sock_fd).write(running.listener().as_raw_fd());
             (&raw mut (*server).shm_fd).write(running.memory().as_raw_fd());
         }
-        Ok(Self { server: running, list: List::default(), watched, refusals: LogLimit::default() })
+        Ok(Self { server: running, list: List::default(), watched })
     }
 
     /// Whether the structure still shows this server, as far as the library writes it.
@@ -166,18 +163,18 @@ impl State {
                 say(line);
             }
         };
-        // Who joined and is here still: one that left at once is never in the list.
+        // The ids of those that joined and are still here: one that left in the same dispatch
+        // is never in the list. An id may come more than once.
         let mut joined: Vec<u16> = Vec::new();
         for event in events {
             match event {
-                Event::Joined { id, socket } => {
+                Event::Joined { id, socket, .. } => {
                     say(format!("accept()={socket}"));
                     say(format!("new peer id = {id}"));
                     joined.push(id);
                 }
-                Event::Left { id } => {
+                Event::Left { id, .. } => {
                     say(format!("free peer {id}"));
-                    // Nobody can join, leave and join again in one dispatch.
                     if let Some(index) = joined.iter().rposition(|&other| other == id) {
                         joined.remove(index);
                     // SAFETY: the caller vouches for the structure.
@@ -185,19 +182,13 @@ impl State {
                         self.watched.remove(socket);
                     }
                 }
-                Event::Refused(refusal) => {
-                    let line = format_args!("client refused: {refusal}");
-                    self.refusals.tell(line, |line| say(line.to_string()));
-                }
+                Event::Refused(refusal) => say(format!("client refused: {refusal}")),
                 _ => {}
             }
         }
-        let mut newcomers: Vec<_> = self.server.peers().rev().take(joined.len()).collect();
-        newcomers.reverse();
-        debug_assert!(newcomers.iter().map(Peer::id).eq(joined));
-        for peer in &newcomers {
+        for peer in joined.into_iter().filter_map(|id| self.server.peer(id)) {
             // SAFETY: the caller vouches for the structure.
-            let socket = unsafe { self.list.push(server, peer) };
+            let socket = unsafe { self.list.push(server, &peer) };
             self.watched.add(socket);
         }
         if let Some(next) = self.server.next_id() {

@@ -45,7 +45,7 @@ fn one_that_only_knocked_costs_no_id_and_nobody_hears_of_it() {
 
     // The resident heard of itself and of the quiet one, and of nobody else.
     drop(quiet);
-    assert!(matches!(server.dispatch().expect("epoll works")[..], [Event::Left { id: 1 }]));
+    assert!(matches!(server.dispatch().expect("epoll works")[..], [Event::Left { id: 1, .. }]));
     drop(server);
     let mut heard = Vec::new();
     while let Some(message) = resident.receive(common::PATIENCE).expect("a message, or the end") {

@@ -211,7 +211,7 @@ impl World {
                         setsockopt(&peer.socket(), sockopt::SndBuf, &1).expect("the least");
                     }
                 }
-                Event::Left { id } => {
+                Event::Left { id, .. } => {
                     assert!(self.here.remove(&id), "{id} left twice");
                     seen.left += 1;
                 }

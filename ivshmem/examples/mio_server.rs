@@ -40,7 +40,7 @@ fn serve(server: &mut Server) -> Result<(), ivshmem::Error> {
         for event in server.dispatch()? {
             match event {
                 Event::Joined { id, .. } => println!("{id} joined"),
-                Event::Left { id } => println!("{id} left"),
+                Event::Left { id, .. } => println!("{id} left"),
                 other => println!("{other:?}"),
             }
         }

@@ -211,3 +211,14 @@ impl Error {
         errno as i32
     }
 }
+
+/// An error and its sources, on one line: "cannot bind socket: Permission denied".
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -73,7 +73,7 @@
 //! for event in server.dispatch()? {
 //!     match event {
 //!         Event::Joined { id, .. } => println!("{id} joined"),
-//!         Event::Left { id } => println!("{id} left"),
+//!         Event::Left { id, reason, .. } => println!("{id} left: {reason}"),
 //!         Event::Refused(why) => println!("refused: {why}"),
 //!         other => println!("{other:?}"),
 //!     }
@@ -104,6 +104,4 @@ pub use client::Client;
 pub use error::Error;
 pub use memory::MemorySource;
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
-#[doc(hidden)]
-pub use server::LogLimit;
-pub use server::{Builder, Credentials, Event, Peer, Refusal, Server, Stopper};
+pub use server::{Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper};

@@ -16,6 +16,14 @@ pub const MAX_VECTORS: u32 = 2048;
 /// The value of the message that carries the shared memory.
 pub(crate) const MEMORY: i64 = -1;
 
+/// In place of the protocol version: the client is refused. QEMU says "server sent version 1,
+/// expecting 0", and ends.
+pub(crate) const REFUSED_VERSION: i64 = 1;
+
+/// In place of the id or the memory: the client is refused. QEMU says "server sent invalid
+/// message", and ends.
+pub(crate) const REFUSED_VALUE: i64 = -2;
+
 /// Bytes of one message.
 pub(crate) const MESSAGE: usize = 8;
 

@@ -1,140 +1,54 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The one that joins roster, wire, memory and listener: an epoll instance, `dispatch`, `run`.
+//! The server: `dispatch` joins admission, broadcast, the roster and the reactor.
 //!
 //! # Theory of operation
-//! Everything that can happen (a connection, a client's end, room in a full socket, a retry,
-//! the wish to stop) is a descriptor in one epoll instance, which is itself pollable: it is
-//! readable whenever there is something to do. One `dispatch` takes what is ready:
+//! Everything that can happen (a connection, a client's end, a full socket that is writable
+//! again, a retry, a wish to stop) is a descriptor in one epoll instance, the `reactor`. That is
+//! itself a pollable descriptor: it is readable while there is something to do. One `dispatch`
+//! takes what is ready:
 //!
-//! 1. clients that ended, or said anything, leave the roster;
-//! 2. whoever waits at the door is let in, all at once;
-//! 3. each client is told, in join order, whatever its cursor leaves to be told.
+//! 1. Clients that ended, or sent anything, are removed from the `roster`.
+//! 2. Connections that wait are admitted (`admission`), and sent their greeting at once: a QEMU
+//!    is blocked until it has it.
+//! 3. Each client is sent, in join order, what its cursor leaves to be told (`broadcast`).
 //!
-//! Step 3 is the only place where a client is ever sent anything. A client whose socket is
-//! full is left alone until epoll says that there is room. Two conditions have no event that
-//! ends them (too many descriptors in flight, no memory); they wait for a timer.
-//!
-//! In step 3 the members go in join order, so the peers already here know a newcomer before
-//! the newcomer knows how to ring them.
+//! A dispatch has a budget of some thousand messages, so that no crowd keeps a signal or the
+//! caller's loop waiting. The descriptor stays readable while work is left.
 
 #![forbid(unsafe_code)]
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::eventfd::EventFd;
 
 use crate::Error;
-use crate::listener::Listener;
 use crate::memory::Memory;
-use crate::server::roster::{Key, Roster};
-use crate::server::wire::{Rest, Sender};
 use crate::sys;
 
+mod admission;
+mod broadcast;
 mod builder;
-mod dispatch;
-mod flight;
-mod limit;
+mod connection;
+mod core;
+mod event;
+mod in_flight;
+mod peer;
+mod rate_limit;
+mod reactor;
 mod roster;
-mod wire;
+mod send;
 
+use admission::Admission;
+use broadcast::Broadcast;
 pub use builder::Builder;
-use flight::{Flight, Share};
-#[doc(hidden)]
-pub use limit::LogLimit;
-
-/// Epoll tokens that are not a member's key.
-const LISTENER: u64 = u64::MAX;
-const TIMER: u64 = u64::MAX - 1;
-const STOP: u64 = u64::MAX - 2;
-
-/// What happened in a `dispatch`.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// A client was let in.
-    Joined {
-        /// Its id.
-        id: u16,
-        /// The number of its socket, for a log; it may be closed by now.
-        socket: RawFd,
-    },
-    /// A client left: it hung up, it sent something (which the protocol forbids), or it was
-    /// disconnected.
-    Left {
-        /// Its id.
-        id: u16,
-    },
-    /// A client was turned away, by closing its connection.
-    Refused(Refusal),
-}
-
-/// Why a client was turned away.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// All ids are in use, or are remembered by a client that is connected.
-    #[error(
-        "no id is left: each is in use, or was told to a client that is still connected; end \
-         the oldest clients"
-    )]
-    NoIds,
-    /// No descriptors are left for its socket and its vectors.
-    #[error("no descriptors are left: {0}; raise the limit of open files (RLIMIT_NOFILE)")]
-    NoDescriptors(io::Error),
-    /// It had hung up, or sent something, before it was let in.
-    #[error("it hung up, or sent something, before it was let in")]
-    Ended,
-    /// The system could not take one more client.
-    #[error("{0}")]
-    System(io::Error),
-}
-
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Self {
-        match errno {
-            Errno::EMFILE | Errno::ENFILE => Self::NoDescriptors(errno.into()),
-            _ => Self::System(errno.into()),
-        }
-    }
-}
-
-/// What keeps a client from being told more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
-    /// Nothing.
-    None,
-    /// Its socket is full; epoll tells when there is room.
-    Room,
-    /// The timer.
-    Timer,
-}
-
-/// A client's end of things: what a roster's member brings along.
-#[derive(Debug)]
-struct Client {
-    socket: UnixStream,
-    /// Its own eventfds.
-    vectors: Box<[OwnedFd]>,
-    share: Share,
-    wait: Wait,
-    /// Whether epoll is to tell of room.
-    watches_room: bool,
-    /// Messages to offer its socket at once, if that many can go: twice what it took until it
-    /// was full. To prepare many for one that takes few costs more than to send these few.
-    offer: usize,
-    rest: Option<Rest>,
-}
+use core::{Core, Turn};
+pub use event::{Event, LeaveReason, Refusal, Stats};
+pub use peer::{Credentials, Peer};
+use reactor::Source;
 
 /// A running server.
 ///
@@ -162,33 +76,18 @@ struct Client {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Server {
-    epoll: Epoll,
-    timer: TimerFd,
-    armed: bool,
-    /// Given up for a moment to accept, and so be able to close, a client that no descriptor
-    /// is left for: otherwise it stays at the door and the loop spins.
-    spare: Option<OwnedFd>,
-    /// Whether connections wake us.
-    listening: bool,
-    listener: Listener,
+    core: Core,
+    admission: Admission,
+    broadcast: Broadcast,
     memory: Memory,
-    roster: Roster<Client>,
-    sender: Sender,
-    flight: Flight,
-    /// Reused by every `dispatch`.
-    ready: Vec<EpollEvent>,
-    stop: Option<Arc<EventFd>>,
-    /// Something that is not our business ended the last waiting.
-    woken: bool,
-    refusals: LogLimit,
 }
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server")
-            .field("listener", &self.listener)
+            .field("listener", self.admission.listener())
             .field("memory", &self.memory)
-            .field("peers", &self.roster.len())
+            .field("peers", &self.core.clients.len())
             .finish_non_exhaustive()
     }
 }
@@ -216,112 +115,62 @@ impl Stopper {
     }
 }
 
-/// A client of the server.
-///
-/// ```
-/// # let dir = tempfile::tempdir()?;
-/// # let path = dir.path().join("socket");
-/// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
-/// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
-/// # server.wait(None)?;
-/// // Whoever is far behind does not read, and holds up nobody but itself.
-/// let stuck: Vec<u16> =
-///     server.peers().filter(|peer| peer.behind() > 10_000).map(|peer| peer.id()).collect();
-/// for id in stuck {
-///     server.disconnect(id);
-/// }
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-pub struct Peer<'a> {
-    id: u16,
-    client: &'a Client,
-    behind: u64,
-}
-
-/// The process at the other end of a connection, as it was when it connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// Process id.
-    pub pid: i32,
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
-}
-
-impl<'a> Peer<'a> {
-    /// Its id, as the guests know it.
-    pub fn id(&self) -> u16 {
-        self.id
-    }
-
-    /// Its eventfds, one a vector: writing to one interrupts it.
-    pub fn vectors(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'a>> + use<'a> {
-        self.client.vectors.iter().map(AsFd::as_fd)
-    }
-
-    /// Its connection.
-    pub fn socket(&self) -> BorrowedFd<'a> {
-        self.client.socket.as_fd()
-    }
-
-    /// Messages that it is still to be told. More than 0 for long means that it does not read.
-    pub fn behind(&self) -> u64 {
-        self.behind
-    }
-
-    /// The process at the other end (`SO_PEERCRED` of `unix(7)`).
-    ///
-    /// # Errors
-    /// As `getsockopt(2)`.
-    pub fn credentials(&self) -> io::Result<Credentials> {
-        let credentials = getsockopt(&self.client.socket, sockopt::PeerCredentials)?;
-        Ok(Credentials { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() })
-    }
-}
-
 impl Server {
-    /// Sets out to start a server.
+    /// Returns a builder, with the defaults of a server.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
     /// The clients, in join order.
     pub fn peers(&self) -> impl DoubleEndedIterator<Item = Peer<'_>> + ExactSizeIterator {
-        self.roster.iter().enumerate().map(|(index, (id, client))| Peer {
-            id,
-            client,
-            behind: self.roster.behind(index),
-        })
+        (0..self.core.clients.len()).map(|index| Peer::new(&self.core.clients, index))
     }
 
-    /// The client with this id.
+    /// The client with this id. The time does not depend on the number of clients.
     pub fn peer(&self, id: u16) -> Option<Peer<'_>> {
-        let index = self.roster.iter().position(|(other, _)| other == id)?;
-        let client = self.roster.payload(index);
-        Some(Peer { id, client, behind: self.roster.behind(index) })
+        let index = self.core.clients.index_of_id(id)?;
+        Some(Peer::new(&self.core.clients, index))
     }
 
-    /// Ends a client's connection; whether there is one of this id.
+    /// Ends a client's connection. Returns whether there is a client with this id.
     ///
     /// It leaves in the next [`dispatch`](Self::dispatch), which this makes due.
     pub fn disconnect(&mut self, id: u16) -> bool {
-        let peer = self.peer(id);
-        peer.is_some_and(|peer| {
-            use std::os::fd::AsRawFd;
-            shutdown(peer.socket().as_raw_fd(), Shutdown::Both).is_ok()
-        })
+        let Some(index) = self.core.clients.index_of_id(id) else { return false };
+        let greeting_left = self.core.clients.greeting_left(index);
+        let connection = self.core.clients.payload_mut(index);
+        connection.disconnected = true;
+        connection.hang_up(greeting_left);
+        true
     }
 
     /// Vectors of each peer.
     pub fn vectors(&self) -> u32 {
-        self.roster.vectors()
+        self.core.clients.vectors()
     }
 
     /// The id that the next client will get. None when no id is left.
     pub fn next_id(&mut self) -> Option<u16> {
-        self.roster.next_id()
+        self.core.clients.next_id()
+    }
+
+    /// Counters since the start, and what is left.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
+    /// # server.wait(None)?;
+    /// let stats = server.stats();
+    /// assert_eq!((stats.peers, stats.joined, stats.left), (1, 1, 0));
+    /// assert_eq!(stats.messages, 4, "version, id, memory, and its own vector");
+    /// assert_eq!(stats.ids_free, 65_535);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stats(&self) -> Stats {
+        let (ids_free, ids_remembered) = self.core.clients.ids_left();
+        Stats { peers: self.core.clients.len(), ids_free, ids_remembered, ..self.core.stats }
     }
 
     /// The size of the shared memory, in bytes.
@@ -336,111 +185,136 @@ impl Server {
 
     /// The listening socket.
     pub fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+        self.admission.listener().as_fd()
     }
 
-    /// Whether connections are looked for at all. Not for a moment when no descriptor is left,
-    /// while the listening socket stays readable.
+    /// Whether connections are looked for. They are not for a moment when no descriptor is
+    /// left, while the listening socket stays readable.
     pub fn is_listening(&self) -> bool {
-        self.listening
+        self.admission.is_listening()
     }
 
-    /// The path of the socket; none where the caller gave a socket.
+    /// The path of the socket. None if the caller gave the listening socket.
     pub fn socket_path(&self) -> Option<&Path> {
-        self.listener.path()
+        self.admission.listener().path()
     }
 
-    /// A way to stop [`run`](Self::run) from another thread.
+    /// Returns a handle that stops [`run`](Self::run) from another thread.
     ///
     /// # Errors
     /// [`Error::System`] when no descriptor is left for it.
     pub fn stopper(&mut self) -> Result<Stopper, Error> {
-        if self.stop.is_none() {
-            let failed = |errno: Errno| Error::System {
-                action: "make an eventfd to stop by",
-                source: errno.into(),
-            };
-            let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .map_err(failed)?;
-            self.epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP)).map_err(failed)?;
-            self.stop = Some(Arc::new(stop));
-        }
-        let stop = self.stop.as_ref().expect("it was just made");
-        Ok(Stopper(Arc::clone(stop)))
+        self.core.reactor.stopper().map(Stopper)
     }
 
-    /// Has `fd`, when it is readable, end [`wait`](Self::wait) and [`run`](Self::run) too: for
-    /// a program whose loop is one of these, and that has one more thing to wait for.
+    /// Watches one more descriptor, for a program whose loop is [`wait`](Self::wait) or
+    /// [`run`](Self::run): when `fd` is readable, `wait` returns [`Event::Woken`] with `token`,
+    /// and `run` returns.
     ///
-    /// It stays so for as long as `fd` and its copies are open.
+    /// It stays watched for as long as `fd` and its copies are open.
     ///
     /// # Errors
-    /// [`Error::System`] when `fd` cannot be waited for, as a regular file.
-    pub fn wake_on(&mut self, fd: impl AsFd) -> Result<(), Error> {
-        self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, STOP)).map_err(|errno| {
-            Error::System { action: "wait for a descriptor too", source: errno.into() }
-        })
+    /// [`Error::System`] when `fd` cannot be waited for, such as a regular file.
+    pub fn wake_on(&mut self, fd: impl AsFd, token: u64) -> Result<(), Error> {
+        self.core.reactor.watch_caller(fd.as_fd(), token)
     }
 
-    /// Whether a [`Stopper`], or what [`wake_on`](Self::wake_on) names, was among the reasons
-    /// why the last [`wait`](Self::wait) or [`dispatch`](Self::dispatch) returned.
-    pub fn woken(&self) -> bool {
-        self.woken
-    }
-
-    /// Serves until a [`Stopper`], or what [`wake_on`](Self::wake_on) names, says otherwise.
+    /// Serves until a [`Stopper`] is used, or a descriptor of [`wake_on`](Self::wake_on) is
+    /// readable.
     ///
     /// # Errors
     /// [`Error::System`] when the system no longer lets the server wait for events. What a
     /// client does is never an error.
     pub fn run(&mut self) -> Result<(), Error> {
         loop {
-            self.wait(None)?;
-            if self.woken {
-                if let Some(stop) = &self.stop {
-                    let _ = stop.read();
+            for event in self.wait(None)? {
+                match event {
+                    Event::Stopped => {
+                        self.core.reactor.clear_stop();
+                        return Ok(());
+                    }
+                    Event::Woken { .. } => return Ok(()),
+                    _ => {}
                 }
-                return Ok(());
             }
         }
     }
 
     /// Does what there is to do, without waiting, and returns what happened, in order.
     ///
+    /// It sends some 4,096 messages at most. If more is left, [`is_ready`](Self::is_ready) is
+    /// true and the descriptor readable.
+    ///
     /// # Errors
-    /// [`Error::System`] when the system does not tell of events. What a client does is never
+    /// [`Error::System`] when the system does not report events. What a client does is never
     /// an error.
     pub fn dispatch(&mut self) -> Result<Vec<Event>, Error> {
         self.wait(Some(Duration::ZERO))
     }
 
     /// Waits until there is something to do, for `timeout` at most (rounded up to
-    /// milliseconds), and does it. A signal, and a [`Stopper`], end the waiting too.
+    /// milliseconds), and does it as [`dispatch`](Self::dispatch) does. A signal that is caught,
+    /// and a [`Stopper`], end the wait too.
     ///
     /// # Errors
     /// As [`dispatch`](Self::dispatch).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<Event>, Error> {
-        let timeout = sys::milliseconds(timeout);
-        let mut ready = std::mem::take(&mut self.ready);
-        self.woken = false;
-        let count = match self.epoll.wait(&mut ready, timeout) {
-            Err(Errno::EINTR) => Ok(0),
-            result => result
-                .map_err(|errno| Error::System { action: "wait for events", source: errno.into() }),
-        };
-        let events = count.map(|count| self.handle(&ready[..count]));
-        self.ready = ready;
-        events
+        let Self { core, admission, broadcast, memory } = self;
+        let ready: Vec<Source> = core.reactor.wait(sys::milliseconds(timeout))?.collect();
+        let memory = memory.as_fd();
+        let mut turn = Turn::new();
+        let (mut connections, mut timer) = (false, false);
+        for source in ready {
+            match source {
+                Source::Listener => connections = true,
+                Source::Timer => timer = true,
+                Source::Due => {}
+                Source::Stop => turn.events.push(Event::Stopped),
+                Source::Caller { token } => turn.events.push(Event::Woken { token }),
+                Source::Writable(key) => broadcast.note_writable(&mut core.clients, key),
+                // With no budget left, epoll reports it again.
+                Source::Ended(key) if turn.budget > 0 => {
+                    if core.remove(key, None, &mut turn) {
+                        broadcast.start_round();
+                    }
+                }
+                Source::Ended(_) => {}
+            }
+        }
+        if timer {
+            core.reactor.disarm();
+            admission.resume(core);
+            broadcast.retry(core, memory, &mut turn);
+        }
+        if connections {
+            let left = core.stats.left;
+            let admitted = admission.run(core, &mut turn);
+            if !admitted.is_empty() || core.stats.left > left {
+                broadcast.start_round();
+            }
+            for key in admitted {
+                broadcast.greet(core, key, memory, &mut turn);
+            }
+        }
+        broadcast.run(core, memory, &mut turn);
+        // A client that turns out to be gone is one more departure.
+        while !turn.broken.is_empty() {
+            for (key, reason) in std::mem::take(&mut turn.broken) {
+                core.remove(key, Some(reason), &mut turn);
+            }
+            broadcast.start_round();
+            broadcast.run(core, memory, &mut turn);
+        }
+        core.reactor.set_due(broadcast.has_work());
+        Ok(turn.events)
     }
-}
 
-impl Server {
     /// Whether [`dispatch`](Self::dispatch) has something to do now.
     ///
-    /// A loop that tells of a change only (edge-triggered: tokio, mio) dispatches until this
-    /// is false. That nothing happened in a `dispatch` does not mean that nothing is left. A
-    /// [`Stopper`] and [`wake_on`](Self::wake_on) are not for such a loop: what they make
-    /// ready stays so.
+    /// A loop that reports changes only (edge-triggered: tokio, mio) dispatches until this is
+    /// false, and serves its other descriptors in between. That nothing happened in a
+    /// `dispatch` does not mean that nothing is left. A [`Stopper`] and
+    /// [`wake_on`](Self::wake_on) are not for such a loop: what they make ready stays so.
     pub fn is_ready(&self) -> bool {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
@@ -450,50 +324,30 @@ impl Server {
 impl AsFd for Server {
     /// Readable when [`dispatch`](Self::dispatch) has something to do.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
+        self.core.reactor.as_fd()
+    }
+}
+
+impl AsRawFd for Server {
+    fn as_raw_fd(&self) -> RawFd {
+        self.core.reactor.as_raw_fd()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        for (_, client) in self.roster.iter() {
-            hang_up(client);
+        let clients = &self.core.clients;
+        for (index, (_, connection)) in clients.iter().enumerate() {
+            connection.hang_up(clients.greeting_left(index));
         }
+        self.admission.close();
     }
 }
 
-/// Ends a connection even where a forked child still has a copy of its descriptor.
-fn hang_up(client: &Client) {
-    let _ = client.socket.shutdown(std::net::Shutdown::Both);
-}
-
-/// An eventfd as the protocol wants it.
-fn new_vector() -> nix::Result<OwnedFd> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map(OwnedFd::from)
-}
-
-/// A timer that is not running.
-fn new_timer() -> nix::Result<TimerFd> {
-    TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
-}
-
-impl Server {
-    /// Has the timer wake us once, a little later; whether it will.
-    fn arm(&mut self) -> bool {
-        const RETRY: Duration = Duration::from_millis(10);
-        if !self.armed {
-            let once = Expiration::OneShot(TimeSpec::from_duration(RETRY));
-            match self.timer.set(once, TimerSetTimeFlags::empty()) {
-                Ok(()) => self.armed = true,
-                Err(errno) => {
-                    self.refusals.warn(format_args!("cannot set the retry timer: {errno}"));
-                }
-            }
-        }
-        self.armed
-    }
-
-    fn member(&self, key: Key) -> Option<usize> {
-        self.roster.index(key)
-    }
-}
+const _: () = {
+    const fn is_send<T: Send>() {}
+    const fn is_send_and_sync<T: Send + Sync>() {}
+    is_send::<Server>();
+    is_send_and_sync::<Stopper>();
+    is_send_and_sync::<Event>();
+};

@@ -3,27 +3,24 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use super::flight::Flight;
-use super::{LISTENER, Server, TIMER, new_timer, new_vector};
+use super::Server;
+use super::admission::{Admission, new_vector};
+use super::broadcast::Broadcast;
+use super::core::Core;
+use super::reactor::Reactor;
 use crate::listener::Listener;
 use crate::memory::Memory;
-use crate::server::limit::LogLimit;
-use crate::server::roster::Roster;
-use crate::server::wire::Sender;
 use crate::{Error, MAX_VECTORS, MemorySource};
 
-/// Events that one `dispatch` takes from epoll.
-pub(super) const READY: usize = 256;
-
+/// Where connections come from.
 #[derive(Debug)]
-enum Door {
+enum Socket {
     Path(PathBuf),
     Given(UnixListener),
 }
@@ -49,7 +46,7 @@ enum Door {
 /// ```
 #[derive(Debug)]
 pub struct Builder {
-    door: Option<Door>,
+    socket: Option<Socket>,
     memory: Option<MemorySource>,
     size: Option<u64>,
     vectors: u32,
@@ -63,7 +60,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            door: None,
+            socket: None,
             memory: None,
             size: None,
             vectors: 1,
@@ -80,7 +77,7 @@ impl Builder {
     /// Listens at this path, of at most 107 bytes. A socket left there by a server that was
     /// killed is replaced; a live one, and anything else, is left alone and is an error.
     pub fn socket_path(mut self, path: impl Into<PathBuf>) -> Self {
-        self.door = Some(Door::Path(path.into()));
+        self.socket = Some(Socket::Path(path.into()));
         self
     }
 
@@ -94,7 +91,7 @@ impl Builder {
     /// Listens on a stream socket that is bound already, and listening or not. Its path stays
     /// when the server is closed.
     pub fn listener(mut self, listener: UnixListener) -> Self {
-        self.door = Some(Door::Given(listener));
+        self.socket = Some(Socket::Given(listener));
         self
     }
 
@@ -164,19 +161,18 @@ impl Builder {
         };
 
         // What can fail without a trace comes first. The memory is locked, but not changed
-        // before the socket is ours; nobody is let in before the memory is right.
-        let failed = |action| move |errno: Errno| Error::System { action, source: errno.into() };
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(failed("make an epoll instance"))?;
-        if self.selectable && epoll.0.as_raw_fd() >= libc::FD_SETSIZE as i32 {
-            return Err(failed("get a descriptor that fits in an fd_set")(Errno::EMFILE));
+        // before the socket is ours; no client is admitted before the memory is right.
+        let failed = |action| move |source: std::io::Error| Error::System { action, source };
+        let reactor = Reactor::new()?;
+        if self.selectable && reactor.as_raw_fd() >= libc::FD_SETSIZE as i32 {
+            let action = "get a descriptor that fits in an fd_set";
+            return Err(failed(action)(Errno::EMFILE.into()));
         }
-        let timer = new_timer().map_err(failed("make a timer"))?;
-        let spare: OwnedFd = new_vector().map_err(failed("make a spare descriptor"))?;
+        let spare = new_vector().map_err(failed("make a spare descriptor"))?;
         let mut memory = Memory::open(source)?;
-        let listener = match self.door {
-            Some(Door::Path(path)) => Listener::bind(&path)?,
-            Some(Door::Given(listener)) => Listener::given(listener)?,
+        let listener = match self.socket {
+            Some(Socket::Path(path)) => Listener::bind(&path)?,
+            Some(Socket::Given(listener)) => Listener::given(listener)?,
             None => return Err(Error::NoSocket),
         };
         if let Some(mode) = self.socket_mode {
@@ -186,33 +182,17 @@ impl Builder {
         if sealed {
             memory.seal()?;
         }
-        let watch = |fd, token| {
-            epoll
-                .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))
-                .map_err(failed("watch a descriptor"))
-        };
-        watch(listener.as_fd(), LISTENER)?;
-        watch(timer.as_fd(), TIMER)?;
-        let flight = Flight::new(self.vectors);
-        // Last: whoever sees it listen sees all the descriptors that it has of its own.
+        reactor.watch_listener(listener.as_fd())?;
+        let core = Core::new(reactor, self.vectors, self.first_id, self.id_space);
+        // Last: once it listens, the server opens no more descriptors of its own.
         listener.listen(self.backlog)?;
         memory.adopt();
 
         Ok(Server {
-            epoll,
-            timer,
-            armed: false,
-            spare: Some(spare),
-            listening: true,
-            listener,
+            core,
+            admission: Admission::new(listener, spare),
+            broadcast: Broadcast::new(),
             memory,
-            roster: Roster::new(self.vectors, self.first_id, self.id_space),
-            sender: Sender::new(),
-            flight,
-            ready: vec![EpollEvent::empty(); READY],
-            stop: None,
-            woken: false,
-            refusals: LogLimit::default(),
         })
     }
 }

@@ -1,30 +1,45 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Who is here, and what each must still be told.
+//! The clients that are connected, and what each must still be told. Pure state: no I/O and no
+//! descriptor.
 //!
-//! The one idea of this server: **everything a client is ever told is one walk along the
-//! roster, in join order.** After the greeting a client is told of the members one by one,
-//! from the oldest to itself and on. "The peers already here", "your own vectors" and "a peer
-//! that joined later" are the same walk, so nobody has a queue of messages: a client that
-//! does not read has a *cursor* that stands still, and costs nothing more.
+//! **Everything a client is ever told is one walk along a log, and a client is a position in
+//! it.** After the greeting a client is told of the members one by one, from the oldest to
+//! itself and on. "The peers already here", "your own vectors" and "a peer that joined later"
+//! are the same walk. So no client has a queue of messages: a client that does not read has a
+//! *cursor* that stands still, and costs nothing more.
 //!
+//! # Time
+//! One counter numbers all joins and all departures. A member's key is the number of its join.
+//! So "X left after Y joined" is a comparison of two numbers.
+//!
+//! # The cursor
 //! A cursor names the newest member its client was told of, and how many of that member's
-//! vectors. Keys only grow, so a member that leaves moves nobody's cursor: the next one to
-//! tell of is the first with a larger key. And "was told of X" is `cursor.key >= X.key`, for
-//! as long as X is here.
+//! vectors. Keys only grow, so a departure moves no cursor: the next member to tell of is the
+//! first with a larger key. A client was told of X exactly if its cursor's key is at least X's,
+//! for as long as X is here.
 //!
-//! There is no I/O in here and no descriptor: what a member brings along is the caller's.
+//! # The departures
+//! All clients share one log of departures (`departures`). A client holds the number of the
+//! first departure that it has not *heard*. Departures are told before the walk goes on, so a
+//! cursor cannot move while one of them is due. Therefore "was this client told of the member
+//! that left?" can be asked late, of the cursor as it stands: a departure is due exactly if the
+//! cursor has reached the key of the member that left. All others are skipped.
+//!
+//! A departure costs one entry in the log, whoever is connected, and no look at any client.
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
+mod departures;
 mod ids;
 #[cfg(test)]
 mod tests;
 
+use departures::{Departure, Departures};
 use ids::Ids;
 
-/// A member for as long as it is here. Grows with every join and is never given twice.
+/// The number of a join: a member's name while it is connected. Never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key(u64);
 
@@ -38,12 +53,12 @@ impl Key {
     }
 }
 
-/// One message, as the client is to understand it.
+/// One message, as the client understands it.
 #[derive(Debug)]
 pub(crate) enum Message<'a, T> {
     /// The protocol version.
     Version,
-    /// The id that the client has been given.
+    /// The id that the client was given.
     YourId(u16),
     /// The shared memory.
     Memory,
@@ -53,8 +68,8 @@ pub(crate) enum Message<'a, T> {
     Gone(u16),
 }
 
-/// Version, id and memory, before the walk.
-const GREETING: u8 = 3;
+/// The messages before the walk: version, id and memory.
+pub(crate) const GREETING: u8 = 3;
 
 /// The newest member that a client was told of, and how many of its vectors.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,33 +78,44 @@ struct Cursor {
     vectors: u32,
 }
 
+/// A client's whole state is these few numbers; `payload` is the caller's.
 #[derive(Debug)]
 struct Member<T> {
     key: u64,
     id: u16,
     greeted: u8,
     cursor: Cursor,
-    /// Ids whose leaving is still to be told. At most one entry for an id: an id that this
-    /// client was told of is not given to anybody while it is connected.
-    gone: VecDeque<u16>,
+    /// It has heard of every departure with a smaller number.
+    heard: u64,
     payload: T,
 }
 
-/// The members, in join order.
+/// The members, in join order, and the departures.
 #[derive(Debug)]
 pub(crate) struct Roster<T> {
     members: Vec<Member<T>>,
+    /// The key of each id in use.
+    keys: HashMap<u16, u64>,
     vectors: u32,
-    next_key: u64,
+    /// The number of the next join or departure.
+    next: u64,
+    departures: Departures,
     ids: Ids,
 }
 
 impl<T> Roster<T> {
-    /// An empty roster whose members have `vectors` vectors each (at least 1), and whose
-    /// ids are `first`, `first + 1`, … modulo 65,536, `space` of them.
+    /// An empty roster whose members have `vectors` vectors each (at least 1). Its ids are
+    /// `first`, `first + 1`, … modulo 65,536, `space` of them.
     pub(crate) fn new(vectors: u32, first: u16, space: u32) -> Self {
         assert!(vectors > 0, "a member has at least one vector");
-        Self { members: Vec::new(), vectors, next_key: 1, ids: Ids::new(first, space) }
+        Self {
+            members: Vec::new(),
+            keys: HashMap::new(),
+            vectors,
+            next: 1,
+            departures: Departures::default(),
+            ids: Ids::new(first, space),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -100,52 +126,81 @@ impl<T> Roster<T> {
         self.vectors
     }
 
-    /// The id that the next to join will get; none when all are in use or remembered.
+    /// The id that the next member will get. None when all are in use or remembered.
     pub(crate) fn next_id(&mut self) -> Option<u16> {
-        self.ids.next(&self.members)
+        if self.ids.is_exhausted() && self.departures.has_grown() {
+            // Costs a step for each departure and each member, at most once a departure.
+            let told = self.told();
+            let ids = &mut self.ids;
+            self.departures.forget(|departure| {
+                let remembered = is_remembered(departure, &told);
+                if !remembered {
+                    ids.give_back(departure.id);
+                }
+                !remembered
+            });
+        }
+        self.ids.next()
     }
 
-    /// The key that the next to join will get.
+    /// For each member, in join order: its key, and the furthest cursor among all members up
+    /// to and including it.
+    fn told(&self) -> Vec<(u64, u64)> {
+        let mut furthest = 0;
+        self.members
+            .iter()
+            .map(|member| {
+                furthest = member.cursor.key.max(furthest);
+                (member.key, furthest)
+            })
+            .collect()
+    }
+
+    /// The key that the next member will get, if nobody leaves before.
     pub(crate) fn next_key(&self) -> Key {
-        Key(self.next_key)
+        Key(self.next)
     }
 
-    /// Lets a member in. Everybody, itself included, is now to be told of it.
+    /// Adds a member. From now on every member, the new one included, is due to be told of it.
     ///
     /// With no id left the payload comes back.
     pub(crate) fn join(&mut self, payload: T) -> Result<u16, T> {
-        let Some(id) = self.ids.take(&self.members) else {
+        let Some(id) = self.next_id() else {
             return Err(payload);
         };
-        let key = self.next_key;
-        self.next_key += 1;
-        self.members.push(Member {
-            key,
-            id,
-            greeted: 0,
-            cursor: Cursor::default(),
-            gone: VecDeque::new(),
-            payload,
-        });
+        self.ids.take();
+        let key = self.next;
+        self.next += 1;
+        let cursor = Cursor::default();
+        self.members.push(Member { key, id, greeted: 0, cursor, heard: key, payload });
+        self.keys.insert(id, key);
         Ok(id)
     }
 
-    /// Lets a member go. Whoever was told of it is now to be told that it is gone.
+    /// Removes a member. Every client that was told of it is now due to be told that it left.
     pub(crate) fn leave(&mut self, key: Key) -> Option<(u16, T)> {
         let index = self.index(key)?;
-        let left = self.members.remove(index);
-        for member in &mut self.members {
-            if member.cursor.key >= left.key {
-                member.gone.push_back(left.id);
-            }
-        }
-        self.ids.retire(left.id, left.key, self.next_key);
-        Some((left.id, left.payload))
+        let member = self.members.remove(index);
+        self.keys.remove(&member.id);
+        self.departures.add(Departure { id: member.id, key: member.key, left: self.next });
+        self.next += 1;
+        Some((member.id, member.payload))
     }
 
-    /// Where a member stands now. Good until the next `leave`.
+    /// The position of a member. Valid until the next `leave`.
     pub(crate) fn index(&self, key: Key) -> Option<usize> {
         self.members.binary_search_by_key(&key.0, |member| member.key).ok()
+    }
+
+    /// The position of the first member whose key is at least this one; the number of members
+    /// if there is none.
+    pub(crate) fn index_from(&self, key: Key) -> usize {
+        self.members.partition_point(|member| member.key < key.0)
+    }
+
+    /// The position of the member with this id.
+    pub(crate) fn index_of_id(&self, id: u16) -> Option<usize> {
+        self.index(Key(*self.keys.get(&id)?))
     }
 
     /// The members in join order.
@@ -157,6 +212,10 @@ impl<T> Roster<T> {
         Key(self.members[index].key)
     }
 
+    pub(crate) fn id(&self, index: usize) -> u16 {
+        self.members[index].id
+    }
+
     pub(crate) fn payload(&self, index: usize) -> &T {
         &self.members[index].payload
     }
@@ -165,9 +224,20 @@ impl<T> Roster<T> {
         &mut self.members[index].payload
     }
 
+    /// Messages of the greeting that the member at `index` has not been sent yet.
+    pub(crate) fn greeting_left(&self, index: usize) -> usize {
+        usize::from(GREETING - self.members[index].greeted)
+    }
+
+    /// How many ids were never given or are free, and how many are remembered: the id of a
+    /// client that left, which may not be given again yet.
+    pub(crate) fn ids_left(&self) -> (u32, u32) {
+        (self.ids.left(), self.departures.len() as u32)
+    }
+
     /// The first member, and the number of its vectors, that `cursor` leaves to be told.
     fn next_to_tell(&self, cursor: Cursor) -> (usize, u32) {
-        // Nearly always the client knows everybody, or everybody but the newest.
+        // Nearly always the client knows all members, or all but the newest.
         let len = self.members.len();
         let known = |index: usize| self.members[index].key <= cursor.key;
         let next = if len == 0 || known(len - 1) {
@@ -185,12 +255,19 @@ impl<T> Roster<T> {
         }
     }
 
-    /// Messages that the member at `index` is still to be told.
+    /// The departures that the member is due to be told, oldest first.
+    fn due(&self, member: &Member<T>) -> impl Iterator<Item = &Departure> + use<'_, T> {
+        let reached = member.cursor.key;
+        self.departures.since(member.heard).filter(move |departure| departure.key <= reached)
+    }
+
+    /// The number of messages that the member at `index` is still to be told.
     pub(crate) fn behind(&self, index: usize) -> u64 {
         let member = &self.members[index];
         let (next, vector) = self.next_to_tell(member.cursor);
         let walk = (self.members.len() - next) as u64 * u64::from(self.vectors);
-        u64::from(GREETING - member.greeted) + member.gone.len() as u64 + walk - u64::from(vector)
+        let departures = self.due(member).count() as u64;
+        u64::from(GREETING - member.greeted) + departures + walk - u64::from(vector)
     }
 
     /// What the member at `index` is still to be told, in order.
@@ -201,7 +278,7 @@ impl<T> Roster<T> {
             1 => Message::YourId(member.id),
             _ => Message::Memory,
         });
-        let gone = member.gone.iter().map(|&id| Message::Gone(id));
+        let gone = self.due(member).map(|departure| Message::Gone(departure.id));
         let (next, first) = self.next_to_tell(member.cursor);
         let walk = self.members[next..].iter().enumerate().flat_map(move |(n, peer)| {
             let from = if n == 0 { first } else { 0 };
@@ -215,28 +292,43 @@ impl<T> Roster<T> {
     }
 
     /// Notes that the first `count` of `messages(index)` have been told.
-    pub(crate) fn told(&mut self, index: usize, count: usize) {
-        let member = &mut self.members[index];
+    pub(crate) fn note_told(&mut self, index: usize, count: usize) {
+        let member = &self.members[index];
         let greeting = count.min(usize::from(GREETING - member.greeted));
-        member.greeted += greeting as u8;
-        let gone = (count - greeting).min(member.gone.len());
-        if gone > 0 {
-            member.gone.drain(..gone);
-            if member.gone.is_empty() {
-                // A crowd that left while this client was not reading leaves no memory behind.
-                member.gone = VecDeque::new();
+        let mut left = count - greeting;
+        // Once all that are due have been told, every departure up to now is settled for this
+        // client: it must not be asked anew of a cursor that has moved.
+        let mut heard = self.next;
+        for departure in self.due(member) {
+            if left == 0 {
+                heard = departure.left;
+                break;
             }
+            left -= 1;
         }
-        let walked = count - greeting - gone;
-        if walked == 0 {
-            return;
+        let mut cursor = member.cursor;
+        if left > 0 {
+            let (next, first) = self.next_to_tell(cursor);
+            let last = first as usize + left - 1;
+            let vectors = self.vectors as usize;
+            cursor = Cursor {
+                key: self.members[next + last / vectors].key,
+                vectors: (last % vectors) as u32 + 1,
+            };
         }
-        let (next, first) = self.next_to_tell(self.members[index].cursor);
-        let last = first as usize + walked - 1;
-        let vectors = self.vectors as usize;
-        self.members[index].cursor = Cursor {
-            key: self.members[next + last / vectors].key,
-            vectors: (last % vectors) as u32 + 1,
-        };
+        let member = &mut self.members[index];
+        member.greeted += greeting as u8;
+        member.heard = heard;
+        member.cursor = cursor;
     }
+}
+
+/// Whether a member was connected when this one left, and may have been told of it. `told` is
+/// that of [`Roster::told`].
+///
+/// Exact for a client that stands still. For one that went on reading it errs towards caution:
+/// its cursor may have passed the key after the departure.
+fn is_remembered(departure: &Departure, told: &[(u64, u64)]) -> bool {
+    let here = told.partition_point(|(key, _)| *key < departure.left);
+    here > 0 && told[here - 1].1 >= departure.key
 }

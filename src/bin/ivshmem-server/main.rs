@@ -103,7 +103,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         builder = builder.socket_mode(mode);
     }
     let mut server = builder.start()?;
-    server.wake_on(&signals)?;
+    server.wake_on(&signals, 0)?;
     if args.hint {
         talk.out.line(args::hint(args, &server).as_bytes());
     }
@@ -127,22 +127,23 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
 
 /// Serves until a signal comes, which wakes the server.
 fn poll_events(server: &mut Server, talk: &mut Talk) -> Result<(), Failure> {
-    loop {
+    let mut signalled = false;
+    while !signalled {
         for event in server.wait(None)? {
             match event {
-                Event::Joined { id, socket } => {
+                Event::Joined { id, socket, .. } => {
                     talk.detail(format_args!("accept()={socket}"));
                     talk.detail(format_args!("new peer id = {id}"));
                 }
-                Event::Left { id } => talk.detail(format_args!("free peer {id}")),
-                // The library's log tells of who is turned away, at most once a second.
+                Event::Left { id, .. } => talk.detail(format_args!("free peer {id}")),
+                // The caller's descriptor is the signals'.
+                Event::Woken { .. } => signalled = true,
+                // The library logs refusals, at most once a second.
                 _ => {}
             }
         }
-        if server.woken() {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 /// Output that reaches the limit of file sizes (RLIMIT_FSIZE) raises a signal that kills.

@@ -183,7 +183,7 @@ impl World {
             client.hear(message, self.vectors, &self.owners);
             count += 1;
         }
-        self.roster.told(at, count);
+        self.roster.note_told(at, count);
         assert_eq!(self.roster.behind(at), behind - count as u64, "{count} messages later");
         count
     }
@@ -214,12 +214,13 @@ impl World {
     /// What waits in the roster is bounded, whatever happened.
     pub(super) fn check_bounds(&self) {
         assert_eq!(self.roster.len(), self.clients.len());
-        for member in &self.roster.members {
-            assert!(member.gone.len() < self.space as usize, "goodbyes beyond the id space");
-            let kept = member.gone.is_empty() && member.gone.capacity() > 0;
-            assert!(!kept, "a list of goodbyes that is empty keeps its memory");
+        let departures = self.roster.departures.len();
+        assert!(departures <= self.space as usize, "departures beyond the id space");
+        for (at, client) in self.clients.iter().enumerate() {
+            assert_eq!(self.roster.index_of_id(client.id), Some(at), "found by its id");
         }
-        let accounted = self.roster.len() + self.roster.ids.unused();
-        assert_eq!(accounted, self.owners.len(), "each id is used, free, or retired, once");
+        let (left, remembered) = self.roster.ids_left();
+        let accounted = self.roster.len() + (left + remembered) as usize;
+        assert_eq!(accounted, self.space as usize, "each id is used, free, or remembered, once");
     }
 }

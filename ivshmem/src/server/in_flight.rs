@@ -32,7 +32,7 @@ const CHARGE: u32 = 512;
 
 /// Keeps count of the sockets of the usual size.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct InFlight {
     exempt: bool,
     vectors: u32,
     /// What the sockets of the usual size can hold.
@@ -43,7 +43,7 @@ pub(super) struct Flight {
 #[derive(Debug)]
 pub(super) struct Share(u32);
 
-impl Flight {
+impl InFlight {
     pub(super) fn new(vectors: u32) -> Self {
         Self { exempt: is_privileged(), vectors, taken: 0 }
     }
@@ -107,8 +107,8 @@ mod tests {
     }
 
     /// One with a limit is as one without privilege, whoever runs this test.
-    fn flight(vectors: u32) -> Flight {
-        Flight { exempt: false, vectors, taken: 0 }
+    fn flight(vectors: u32) -> InFlight {
+        InFlight { exempt: false, vectors, taken: 0 }
     }
 
     #[test]

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Sending each client what its cursor leaves to be told. The only place that sends.
+//!
+//! # Rounds
+//! When somebody joined or left, all clients are due to be told. A *round* visits them in join
+//! order. So the peers already connected know a newcomer before the newcomer knows how to ring
+//! them: a guest's doorbell for a peer that it does not know is dropped.
+//!
+//! A dispatch has a budget, and a round goes on in the next dispatch where it stopped. A client
+//! that joins during a round waits for the next one, also when its key comes before the round's
+//! end: the clients visited before do not know it yet.
+//!
+//! # The queue
+//! A client whose socket was full and is writable again, or that has more to be told than one
+//! visit sends, is in a queue: first come, first served, a batch each time. So nobody starves,
+//! and a fast reader with a large backlog does not delay the others. Round and queue share the
+//! budget.
+//!
+//! # Who waits
+//! A client whose socket is full waits until epoll reports it as writable. Two conditions have
+//! no event that ends them (too many descriptors in flight, no memory); they wait for a timer.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::LeaveReason;
+use super::connection::{Clients, Connection};
+use super::core::{Core, Turn};
+use super::rate_limit::RateLimit;
+use super::roster::{Key, Message};
+use super::send::{RUN, Sender, Verdict};
+use crate::protocol;
+
+/// Calls to send in one visit of a round.
+const CALLS: usize = 4;
+
+/// Messages that a socket is offered at least, however few it took: one that was all but full by
+/// chance is soon offered many again.
+const SMALLEST_BATCH: usize = 16;
+
+/// A visit that sends nothing still takes some time: so many of them count as one message.
+const VISITS: usize = 16;
+
+/// A round under way.
+struct Round {
+    /// The next client to visit has this key or a larger one.
+    next: Key,
+    /// Clients with this key or a larger one joined after the round began.
+    end: Key,
+}
+
+pub(super) struct Broadcast {
+    sender: Sender,
+    queue: VecDeque<Key>,
+    round: Option<Round>,
+    /// Somebody joined or left since the last round began.
+    stale: bool,
+    /// Clients with a smaller key have been visited by a round.
+    visited: Key,
+    held_up: RateLimit,
+}
+
+impl Broadcast {
+    pub(super) fn new() -> Self {
+        Self {
+            sender: Sender::new(),
+            queue: VecDeque::new(),
+            round: None,
+            stale: false,
+            visited: Key::from_u64(0),
+            held_up: RateLimit::default(),
+        }
+    }
+
+    /// Somebody joined or left: all clients are due.
+    pub(super) fn start_round(&mut self) {
+        self.stale = true;
+    }
+
+    /// Whether a dispatch has something to send.
+    pub(super) fn has_work(&self) -> bool {
+        self.stale || self.round.is_some() || !self.queue.is_empty()
+    }
+
+    /// Sends a new client its greeting. QEMU is blocked until it has come.
+    pub(super) fn greet(
+        &mut self,
+        core: &mut Core,
+        key: Key,
+        memory: BorrowedFd<'_>,
+        turn: &mut Turn,
+    ) {
+        if let Some(index) = core.clients.index(key) {
+            let greeting = core.clients.greeting_left(index);
+            self.send(core, index, greeting, memory, turn, |_| true);
+            let connection = core.clients.payload_mut(index);
+            if connection.verdict == Verdict::More {
+                // The rest is for the round, in its order.
+                connection.verdict = Verdict::Done;
+            }
+        }
+    }
+
+    /// Epoll reports that a client's socket is writable.
+    pub(super) fn note_writable(&mut self, clients: &mut Clients, key: Key) {
+        if let Some(index) = clients.index(key) {
+            let connection = clients.payload_mut(index);
+            if connection.verdict == Verdict::Full {
+                connection.verdict = Verdict::More;
+                self.queue.push_back(key);
+            }
+        }
+    }
+
+    /// The timer has run out: tries again what no event would report.
+    pub(super) fn retry(&mut self, core: &mut Core, memory: BorrowedFd<'_>, turn: &mut Turn) {
+        let mut exhausted = false;
+        for index in 0..core.clients.len() {
+            if !matches!(core.clients.payload(index).verdict, Verdict::Exhausted(_)) {
+                continue;
+            }
+            if turn.budget == 0 {
+                core.reactor.arm();
+                return;
+            }
+            // What holds up one client holds up all, but for messages without a descriptor.
+            let allowed =
+                |message: &Message<'_, Connection>| !exhausted || !has_descriptor(message);
+            self.send(core, index, RUN, memory, turn, allowed);
+            let connection = core.clients.payload_mut(index);
+            match connection.verdict {
+                Verdict::Exhausted(_) => exhausted = true,
+                Verdict::Done if exhausted => {
+                    // What is left has descriptors, and waits for the next time.
+                    connection.verdict = Verdict::Exhausted(nix::errno::Errno::ETOOMANYREFS);
+                    core.reactor.arm();
+                }
+                Verdict::More => self.queue.push_back(core.clients.key(index)),
+                Verdict::Done | Verdict::Full | Verdict::Broken(_) => {}
+            }
+        }
+    }
+
+    /// Sends what is due, within the budget.
+    pub(super) fn run(&mut self, core: &mut Core, memory: BorrowedFd<'_>, turn: &mut Turn) {
+        let in_round = self.stale || self.round.is_some();
+        let reserve = if in_round { turn.budget / 2 } else { 0 };
+        self.run_queue(core, memory, turn, reserve);
+        self.run_round(core, memory, turn);
+        // What the round did not need.
+        self.run_queue(core, memory, turn, 0);
+    }
+
+    fn run_queue(
+        &mut self,
+        core: &mut Core,
+        memory: BorrowedFd<'_>,
+        turn: &mut Turn,
+        reserve: usize,
+    ) {
+        while turn.budget > reserve {
+            let Some(key) = self.queue.pop_front() else { return };
+            let Some(index) = core.clients.index(key) else { continue };
+            // One that no round has visited gets no more than its greeting; see the head of
+            // this file.
+            let limit = if key < self.visited { RUN } else { core.clients.greeting_left(index) };
+            self.send(core, index, limit.min(turn.budget), memory, turn, |_| true);
+            let connection = core.clients.payload_mut(index);
+            if connection.verdict == Verdict::More {
+                if key < self.visited {
+                    self.queue.push_back(key);
+                } else {
+                    connection.verdict = Verdict::Done;
+                }
+            }
+        }
+    }
+
+    fn run_round(&mut self, core: &mut Core, memory: BorrowedFd<'_>, turn: &mut Turn) {
+        let mut visits = 0;
+        while turn.budget > 0 {
+            let mut round = match self.round.take() {
+                Some(round) => round,
+                None if self.stale => {
+                    self.stale = false;
+                    Round { next: Key::from_u64(0), end: core.clients.next_key() }
+                }
+                None => return,
+            };
+            let mut index = core.clients.index_from(round.next);
+            while index < core.clients.len() && turn.budget > 0 {
+                let key = core.clients.key(index);
+                if key >= round.end {
+                    break;
+                }
+                if core.clients.payload(index).verdict == Verdict::Done {
+                    let limit = (CALLS * RUN).min(turn.budget);
+                    self.send(core, index, limit, memory, turn, |_| true);
+                    if core.clients.payload(index).verdict == Verdict::More {
+                        self.queue.push_back(key);
+                    }
+                }
+                visits += 1;
+                turn.spend(usize::from(visits % VISITS == 0));
+                round.next = Key::from_u64(key.to_u64() + 1);
+                self.visited = self.visited.max(round.next);
+                index += 1;
+            }
+            let at_end = index == core.clients.len() || core.clients.key(index) >= round.end;
+            if at_end {
+                self.visited = self.visited.max(round.end);
+            } else {
+                self.round = Some(round);
+            }
+        }
+    }
+
+    /// Sends a client up to `limit` messages of what it is still to be told, for as long as
+    /// they are `allowed`, and notes what must happen before it is sent more.
+    fn send(
+        &mut self,
+        core: &mut Core,
+        index: usize,
+        limit: usize,
+        memory: BorrowedFd<'_>,
+        turn: &mut Turn,
+        allowed: impl Fn(&Message<'_, Connection>) -> bool,
+    ) {
+        let Connection { mut partial, mut batch, .. } = *core.clients.payload(index);
+        let mut sent = 0;
+        let verdict = loop {
+            if sent >= limit {
+                break Verdict::More;
+            }
+            let messages = core.clients.messages(index).take_while(&allowed);
+            let messages = messages.map(|message| on_the_wire(&message, memory));
+            let socket = core.clients.payload(index).socket.as_fd();
+            let most = batch.min(limit - sent);
+            let (count, verdict) = self.sender.send(socket, &mut partial, most, messages);
+            core.clients.note_told(index, count);
+            sent += count;
+            match verdict {
+                Verdict::More => batch = batch.saturating_mul(2),
+                Verdict::Full if count > 0 => {
+                    batch = (2 * sent).max(SMALLEST_BATCH);
+                    break verdict;
+                }
+                _ => break verdict,
+            }
+        };
+        turn.spend(sent);
+        core.stats.messages += sent as u64;
+        let connection = core.clients.payload_mut(index);
+        connection.partial = partial;
+        connection.batch = batch;
+        connection.verdict = verdict;
+        match verdict {
+            Verdict::Exhausted(errno) => {
+                self.held_up.warn(format_args!(
+                    "clients have to wait for their messages: {errno}; if too many descriptors \
+                     are in flight, raise the limit of open files (RLIMIT_NOFILE)"
+                ));
+                if !core.reactor.arm() {
+                    // Without a timer epoll has to report it, as it does at once.
+                    core.clients.payload_mut(index).verdict = Verdict::Full;
+                }
+            }
+            Verdict::Broken(errno) => {
+                let reason = LeaveReason::Broken(errno.into());
+                turn.broken.push((core.clients.key(index), reason));
+            }
+            Verdict::Done | Verdict::More | Verdict::Full => {}
+        }
+        watch_writable(core, index, turn);
+    }
+}
+
+/// Has epoll report when a full socket is writable, and not otherwise.
+fn watch_writable(core: &mut Core, index: usize, turn: &mut Turn) {
+    let key = core.clients.key(index);
+    let connection = core.clients.payload_mut(index);
+    let full = connection.verdict == Verdict::Full;
+    if connection.watches_writable != full {
+        match core.reactor.watch_writable(connection.socket.as_fd(), key, full) {
+            Ok(()) => connection.watches_writable = full,
+            Err(error) => {
+                log::error!("cannot watch a client's socket, so the client is removed: {error}");
+                turn.broken.push((key, LeaveReason::Broken(error)));
+            }
+        }
+    }
+}
+
+/// What a message is on the wire.
+fn on_the_wire<'fd>(
+    message: &Message<'fd, Connection>,
+    memory: BorrowedFd<'fd>,
+) -> (i64, Option<BorrowedFd<'fd>>) {
+    match *message {
+        Message::Version => (protocol::PROTOCOL_VERSION, None),
+        Message::YourId(id) | Message::Gone(id) => (i64::from(id), None),
+        Message::Memory => (protocol::MEMORY, Some(memory)),
+        Message::Vector { id, owner, vector } => {
+            (i64::from(id), Some(owner.vectors[vector].as_fd()))
+        }
+    }
+}
+
+fn has_descriptor(message: &Message<'_, Connection>) -> bool {
+    matches!(message, Message::Memory | Message::Vector { .. })
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A client's descriptors, and how far sending to it has come.
+
+#![forbid(unsafe_code)]
+
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+
+use super::LeaveReason;
+use super::in_flight::Share;
+use super::roster::{GREETING, Roster};
+use super::send::{self, Partial, Verdict};
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) socket: UnixStream,
+    /// The client's own eventfds.
+    pub(super) vectors: Box<[OwnedFd]>,
+    pub(super) share: Share,
+    /// What must happen before it is sent more.
+    pub(super) verdict: Verdict,
+    /// Whether epoll is to report that its socket is writable.
+    pub(super) watches_writable: bool,
+    /// The largest batch to offer its socket: twice what it took until it was full. To prepare
+    /// many messages for a socket that takes few costs more than to send these few.
+    pub(super) batch: usize,
+    pub(super) partial: Option<Partial>,
+    /// `Server::disconnect` was called.
+    pub(super) disconnected: bool,
+}
+
+/// The clients in join order, with their descriptors.
+pub(super) type Clients = Roster<Connection>;
+
+impl Connection {
+    pub(super) fn new(socket: UnixStream, vectors: Box<[OwnedFd]>, share: Share) -> Self {
+        Self {
+            socket,
+            vectors,
+            share,
+            verdict: Verdict::Done,
+            watches_writable: false,
+            batch: usize::MAX,
+            partial: None,
+            disconnected: false,
+        }
+    }
+
+    /// Ends the connection, also where a forked child still has a copy of its descriptor.
+    /// `greeting_left` is the number of messages of the greeting that it was not sent.
+    pub(super) fn hang_up(&self, greeting_left: usize) {
+        if greeting_left > 0 {
+            let greeted = usize::from(GREETING) - greeting_left;
+            send::refuse(self.socket.as_fd(), greeted, self.partial);
+        }
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Why epoll reports that it ended.
+    pub(super) fn leave_reason(&self) -> LeaveReason {
+        if self.disconnected {
+            return LeaveReason::Disconnected;
+        }
+        match has_spoken(&self.socket) {
+            Ok(true) => LeaveReason::SentData,
+            Ok(false) | Err(Errno::EAGAIN | Errno::ECONNRESET) => LeaveReason::HungUp,
+            Err(errno) => LeaveReason::Broken(errno.into()),
+        }
+    }
+}
+
+/// Whether a client sent something that was not read; false where it has hung up. `EAGAIN` if
+/// it has done neither.
+pub(super) fn has_spoken(socket: &UnixStream) -> nix::Result<bool> {
+    let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(socket.as_raw_fd(), &mut [0], peek).map(|bytes| bytes > 0)
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A client as the server's caller sees it.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::connection::{Clients, Connection};
+
+/// A client of the server.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+/// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
+/// # server.wait(None)?;
+/// // A client that is far behind does not read. It delays no other client.
+/// let stuck: Vec<u16> =
+///     server.peers().filter(|peer| peer.behind() > 10_000).map(|peer| peer.id()).collect();
+/// for id in stuck {
+///     server.disconnect(id);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Peer<'a> {
+    clients: &'a Clients,
+    index: usize,
+}
+
+/// The process at the other end of a connection, as it was when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// Process id.
+    pub pid: i32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl<'a> Peer<'a> {
+    pub(super) fn new(clients: &'a Clients, index: usize) -> Self {
+        Self { clients, index }
+    }
+
+    fn connection(&self) -> &'a Connection {
+        self.clients.payload(self.index)
+    }
+
+    /// Its id, as the guests know it.
+    pub fn id(&self) -> u16 {
+        self.clients.id(self.index)
+    }
+
+    /// Its eventfds, one a vector: writing to one interrupts it.
+    pub fn vectors(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'a>> + use<'a> {
+        self.connection().vectors.iter().map(AsFd::as_fd)
+    }
+
+    /// Its connection.
+    pub fn socket(&self) -> BorrowedFd<'a> {
+        self.connection().socket.as_fd()
+    }
+
+    /// Messages that it is still to be sent. More than 0 for long means that it does not read.
+    pub fn behind(&self) -> u64 {
+        self.clients.behind(self.index)
+    }
+
+    /// The process at the other end (`SO_PEERCRED` of `unix(7)`).
+    ///
+    /// # Errors
+    /// As `getsockopt(2)`.
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        let credentials = getsockopt(&self.connection().socket, sockopt::PeerCredentials)?;
+        Ok(Credentials { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() })
+    }
+}

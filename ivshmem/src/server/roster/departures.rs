@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! The log of departures, which is also the list of the ids that may not be given again yet.
+//!
+//! An entry stays until its id may be given again. So an id is in the log at most once, and the
+//! log is never longer than the id space.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+
+/// A member that left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Departure {
+    pub(super) id: u16,
+    /// The number of its join.
+    pub(super) key: u64,
+    /// The number of its departure. Every member with a smaller key was connected then.
+    pub(super) left: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Departures {
+    /// In the order of leaving, so `left` grows.
+    log: VecDeque<Departure>,
+    /// There was a departure since `forget` was called last, so an id may have become free.
+    grown: bool,
+}
+
+impl Departures {
+    pub(super) fn len(&self) -> usize {
+        self.log.len()
+    }
+
+    pub(super) fn has_grown(&self) -> bool {
+        self.grown
+    }
+
+    pub(super) fn add(&mut self, departure: Departure) {
+        self.log.push_back(departure);
+        self.grown = true;
+    }
+
+    /// The entries whose number is at least `number`, oldest first.
+    pub(super) fn since(&self, number: u64) -> impl Iterator<Item = &Departure> + use<'_> {
+        // Nearly always there is none.
+        let start = match self.log.back() {
+            Some(newest) if newest.left >= number => {
+                self.log.partition_point(|departure| departure.left < number)
+            }
+            _ => self.log.len(),
+        };
+        self.log.range(start..)
+    }
+
+    /// Removes the entries of which `is_free` says so.
+    pub(super) fn forget(&mut self, mut is_free: impl FnMut(&Departure) -> bool) {
+        self.grown = false;
+        self.log.retain(|departure| !is_free(departure));
+        if self.log.len() < self.log.capacity() / 4 {
+            self.log.shrink_to_fit();
+        }
+    }
+}
