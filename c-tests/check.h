@@ -189,6 +189,13 @@ static inline void expect_end(int sock)
     CHECK(receive(sock, &value, &fd) == END);
 }
 
+/* A client that is refused: a version that no client knows, and the end. */
+static inline void expect_refusal(int sock)
+{
+    CHECK(expect(sock, 1) == -1);
+    expect_end(sock);
+}
+
 /* The start of every client's conversation. */
 static inline void expect_greeting(int sock, int64_t id)
 {

@@ -31,7 +31,7 @@ int main(void)
         CHECK(++turns < 100);
     }
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
-    expect_end(other);
+    expect_refusal(other);
     expect_nothing(client);
     CHECK(list_length(&server) == 1 && server.cur_id == 1);
     close(other);

@@ -58,10 +58,9 @@ fn exhaust(target: Target, limit: u64, vectors: u16) -> Exhausted {
             crowd.view(number).is_welcomed() || crowd.is_ended(number)
         });
         if crowd.is_ended(number) {
-            assert_eq!(
-                crowd.view(number).messages(),
-                0,
-                "limit {limit}: refused, it was told something"
+            assert!(
+                crowd.view(number).is_refused() && crowd.view(number).messages() == 1,
+                "limit {limit}: its end was not a refusal"
             );
             crowd.leave(number);
             refused += 1;
@@ -101,10 +100,11 @@ fn without_descriptors_it_turns_newcomers_away_idles_and_serves_again(target: Ta
         for _ in 0..200 {
             let mut turned_away = UnixStream::connect(server.socket_path()).expect("it listens");
             turned_away.set_read_timeout(Some(PATIENCE)).expect("a socket has time limits");
-            let end = std::io::Read::read(&mut turned_away, &mut [0; 8]);
-            assert_eq!(end.expect("the end of the stream"), 0, "limit {limit}: turned away");
+            let mut refusal = Vec::new();
+            std::io::Read::read_to_end(&mut turned_away, &mut refusal).expect("the end");
+            assert_eq!(refusal, 1i64.to_le_bytes(), "limit {limit}: a refusal, and the end");
         }
-        let lines = lines_with(server, "warn: client refused: no descriptors are left");
+        let lines = lines_with(server, "warn: client refused: no descriptor is left");
         assert!(
             !target.logs() || (1..=30).contains(&lines),
             "limit {limit}: {lines} lines for 202 refused"
@@ -246,6 +246,8 @@ fn with_all_ids_remembered_it_turns_newcomers_away_and_then_starts_over(target: 
     });
     for _ in 0..20 {
         let mut refused = Connection::open(server.socket_path());
+        let refusal = refused.receive(PATIENCE).expect("a message").expect("before the end");
+        assert_eq!(refusal.value, 1, "a version that no client knows");
         let end = refused.receive(PATIENCE).expect("an end of the stream");
         assert!(end.is_none(), "no id is left, but here is {end:?}");
     }

@@ -173,9 +173,10 @@ fn the_doorbells_of_a_client_that_was_behind_ring_the_right_vectors(target: Targ
 /// sent three of them (-D: the server, not strace, is our child). What it does then shows in what it sends next.
 fn a_message_that_went_out_in_part_is_finished_without_its_descriptor(target: Target) {
     let trace = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=sendmsg"];
-    let inject = ["-e", "inject=sendmsg:retval=3:when=1"];
+    let inject = ["-e", "inject=sendmsg:retval=3:when=2"];
     let server = target.builder().under(&trace).under(&inject).start();
-    // Alone it gets its greeting as one run; the next one's only vector is the first `sendmsg`.
+    // A greeting is one batch. The first `sendmsg` is the first client's own vector, and the
+    // second one is the vector of the second client.
     let first = Peer::join(server.socket_path(), 1);
     let second = Peer::join(server.socket_path(), 1);
     let connection = first.into_connection();

@@ -79,6 +79,9 @@ int main(int argc, char **argv)
             status = 1;
             break;
         }
+        /* pselect lets no signal through while a descriptor is readable. */
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        sigprocmask(SIG_BLOCK, &term, NULL);
     }
     ivshmem_server_close(&server);
     return status;

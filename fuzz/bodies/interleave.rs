@@ -277,9 +277,7 @@ impl World {
             match client.conduct {
                 Conduct::Bad => continue,
                 Conduct::Deaf => deaf += 1,
-                Conduct::Good if client.member.has_ended() && view.messages() == 0 => {
-                    turned_away += 1
-                }
+                Conduct::Good if client.member.has_ended() && view.is_refused() => turned_away += 1,
                 Conduct::Good => {
                     good += 1;
                     let who = view.id();

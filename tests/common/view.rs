@@ -58,6 +58,8 @@ pub(crate) struct View {
     gone: Ids,
     /// The peer whose vectors are coming, and how many have come.
     coming: Option<(u16, u32)>,
+    /// The server refused it, with a message that makes a QEMU end.
+    refused: bool,
     /// Messages in all.
     messages: u64,
 }
@@ -73,6 +75,10 @@ impl View {
 
     pub(crate) fn gone(&self) -> &Ids {
         &self.gone
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused
     }
 
     pub(crate) fn messages(&self) -> u64 {
@@ -94,7 +100,11 @@ impl View {
     /// Takes one message in; `vectors` is what each peer has.
     pub(crate) fn note(&mut self, value: i64, has_fd: bool, vectors: u32) -> Result<(), String> {
         self.messages += 1;
+        if self.refused {
+            return Err(format!("{value} after a refusal"));
+        }
         match (self.greeted, value, has_fd) {
+            (0, 1, false) | (1 | 2, -2, false) => self.refused = true,
             (0, 0, false) | (2, -1, true) => self.greeted += 1,
             (1, 0..=0xffff, false) => {
                 self.id = Some(value as u16);

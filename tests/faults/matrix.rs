@@ -170,6 +170,7 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Stop, "write", Harmless, 1, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO"]),
     row(Stop, "poll", Harmless, 1, &["EINTR", "ENOMEM"]),
     row(Stop, "shutdown", Harmless, 1, &["ENOTCONN", "EBADF"]),
+    row(Stop, "accept4", Harmless, 1, &["EINVAL", "ECONNABORTED", "EMFILE", "ENOMEM", "EPERM"]),
     row(Stop, "close", Harmless, 1, &["EIO", "EINTR", "EBADF"]),
     row(Stop, "statx", MayLeaveBehind, 1, &["EACCES", "ENOMEM", "EIO", "ENOENT"]),
     row(Stop, "unlink", MayLeaveBehind, 1, &["EACCES", "EROFS", "EBUSY", "EIO", "ENOENT"]),
