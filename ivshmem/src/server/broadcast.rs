@@ -43,6 +43,14 @@ const SMALLEST_BATCH: usize = 16;
 /// A visit that sends nothing still takes some time: so many of them count as one message.
 const VISITS: usize = 16;
 
+/// Which messages to send.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// Those before the first that has a descriptor.
+    Plain,
+}
+
 /// A round under way.
 struct Round {
     /// The next client to visit has this key or a larger one.
@@ -94,7 +102,7 @@ impl Broadcast {
     ) {
         if let Some(index) = core.clients.index(key) {
             let greeting = core.clients.greeting_left(index);
-            self.send(core, index, greeting, memory, turn, |_| true);
+            self.send(core, index, greeting, memory, turn, Which::All);
             let connection = core.clients.payload_mut(index);
             if connection.verdict == Verdict::More {
                 // The rest is for the round, in its order.
@@ -126,9 +134,8 @@ impl Broadcast {
                 return;
             }
             // What holds up one client holds up all, but for messages without a descriptor.
-            let allowed =
-                |message: &Message<'_, Connection>| !exhausted || !has_descriptor(message);
-            self.send(core, index, RUN, memory, turn, allowed);
+            let which = if exhausted { Which::Plain } else { Which::All };
+            self.send(core, index, RUN, memory, turn, which);
             let connection = core.clients.payload_mut(index);
             match connection.verdict {
                 Verdict::Exhausted(_) => exhausted = true,
@@ -166,7 +173,7 @@ impl Broadcast {
             // One that no round has visited gets no more than its greeting; see the head of
             // this file.
             let limit = if key < self.visited { RUN } else { core.clients.greeting_left(index) };
-            self.send(core, index, limit.min(turn.budget), memory, turn, |_| true);
+            self.send(core, index, limit.min(turn.budget), memory, turn, Which::All);
             let connection = core.clients.payload_mut(index);
             if connection.verdict == Verdict::More {
                 if key < self.visited {
@@ -197,7 +204,7 @@ impl Broadcast {
                 }
                 if core.clients.payload(index).verdict == Verdict::Done {
                     let limit = (CALLS * RUN).min(turn.budget);
-                    self.send(core, index, limit, memory, turn, |_| true);
+                    self.send(core, index, limit, memory, turn, Which::All);
                     if core.clients.payload(index).verdict == Verdict::More {
                         self.queue.push_back(key);
                     }
@@ -217,8 +224,8 @@ impl Broadcast {
         }
     }
 
-    /// Sends a client up to `limit` messages of what it is still to be told, for as long as
-    /// they are `allowed`, and notes what must happen before it is sent more.
+    /// Sends a client up to `limit` messages of what it is still to be told, and notes what must
+    /// happen before it is sent more.
     fn send(
         &mut self,
         core: &mut Core,
@@ -226,7 +233,7 @@ impl Broadcast {
         limit: usize,
         memory: BorrowedFd<'_>,
         turn: &mut Turn,
-        allowed: impl Fn(&Message<'_, Connection>) -> bool,
+        which: Which,
     ) {
         let Connection { mut partial, mut batch, .. } = *core.clients.payload(index);
         let mut sent = 0;
@@ -234,11 +241,19 @@ impl Broadcast {
             if sent >= limit {
                 break Verdict::More;
             }
-            let messages = core.clients.messages(index).take_while(&allowed);
-            let messages = messages.map(|message| on_the_wire(&message, memory));
-            let socket = core.clients.payload(index).socket.as_fd();
+            let clients = &core.clients;
+            let socket = clients.payload(index).socket.as_fd();
             let most = batch.min(limit - sent);
-            let (count, verdict) = self.sender.send(socket, &mut partial, most, messages);
+            let (count, verdict) = self.sender.send(socket, &mut partial, most, |run, most| {
+                clients.for_each_message(index, most, |message| {
+                    let (value, descriptor) = on_the_wire(&message, memory);
+                    if which == Which::Plain && descriptor.is_some() {
+                        return false;
+                    }
+                    run.push(value.to_le_bytes(), descriptor);
+                    true
+                });
+            });
             core.clients.note_told(index, count);
             sent += count;
             match verdict {
@@ -306,8 +321,4 @@ fn on_the_wire<'fd>(
             (i64::from(id), Some(owner.vectors[vector].as_fd()))
         }
     }
-}
-
-fn has_descriptor(message: &Message<'_, Connection>) -> bool {
-    matches!(message, Message::Memory | Message::Vector { .. })
 }

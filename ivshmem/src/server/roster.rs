@@ -236,6 +236,7 @@ impl<T> Roster<T> {
     }
 
     /// The first member, and the number of its vectors, that `cursor` leaves to be told.
+    #[inline]
     fn next_to_tell(&self, cursor: Cursor) -> (usize, u32) {
         // Nearly always the client knows all members, or all but the newest.
         let len = self.members.len();
@@ -258,7 +259,7 @@ impl<T> Roster<T> {
     /// The departures that the member is due to be told, oldest first.
     fn due(&self, member: &Member<T>) -> impl Iterator<Item = &Departure> + use<'_, T> {
         let reached = member.cursor.key;
-        self.departures.since(member.heard).filter(move |departure| departure.key <= reached)
+        self.departures.since(member.heard).iter().filter(move |departure| departure.key <= reached)
     }
 
     /// The number of messages that the member at `index` is still to be told.
@@ -270,28 +271,64 @@ impl<T> Roster<T> {
         u64::from(GREETING - member.greeted) + departures + walk - u64::from(vector)
     }
 
-    /// What the member at `index` is still to be told, in order.
-    pub(crate) fn messages(&self, index: usize) -> impl Iterator<Item = Message<'_, T>> {
+    /// Calls `each` with what the member at `index` is still to be told, in order: `most`
+    /// messages at most, and until `each` returns false.
+    ///
+    /// The loop is here, and not the caller's: an iterator over all of it is so large that it
+    /// costs more than the messages.
+    #[inline]
+    pub(crate) fn for_each_message<'a>(
+        &'a self,
+        index: usize,
+        most: usize,
+        mut each: impl FnMut(Message<'a, T>) -> bool,
+    ) {
         let member = &self.members[index];
-        let greeting = (member.greeted..GREETING).map(|n| match n {
-            0 => Message::Version,
-            1 => Message::YourId(member.id),
-            _ => Message::Memory,
-        });
-        let gone = self.due(member).map(|departure| Message::Gone(departure.id));
-        let (next, first) = self.next_to_tell(member.cursor);
-        let walk = self.members[next..].iter().enumerate().flat_map(move |(n, peer)| {
-            let from = if n == 0 { first } else { 0 };
-            (from..self.vectors).map(|vector| Message::Vector {
-                id: peer.id,
-                owner: &peer.payload,
-                vector: vector as usize,
-            })
-        });
-        greeting.chain(gone).chain(walk)
+        let mut left = most;
+        let mut each = |message| {
+            let more = left > 0 && each(message);
+            left = left.saturating_sub(1);
+            more
+        };
+        for step in member.greeted..GREETING {
+            let message = match step {
+                0 => Message::Version,
+                1 => Message::YourId(member.id),
+                _ => Message::Memory,
+            };
+            if !each(message) {
+                return;
+            }
+        }
+        for departure in self.due(member) {
+            if !each(Message::Gone(departure.id)) {
+                return;
+            }
+        }
+        let (next, mut first) = self.next_to_tell(member.cursor);
+        for peer in &self.members[next..] {
+            for vector in first..self.vectors {
+                let (id, owner, vector) = (peer.id, &peer.payload, vector as usize);
+                if !each(Message::Vector { id, owner, vector }) {
+                    return;
+                }
+            }
+            first = 0;
+        }
     }
 
-    /// Notes that the first `count` of `messages(index)` have been told.
+    /// What the member at `index` is still to be told, in order.
+    #[cfg(test)]
+    fn messages(&self, index: usize) -> impl Iterator<Item = Message<'_, T>> {
+        let mut messages = Vec::new();
+        self.for_each_message(index, usize::MAX, |message| {
+            messages.push(message);
+            true
+        });
+        messages.into_iter()
+    }
+
+    /// Notes that the first `count` messages of `for_each_message` have been told.
     pub(crate) fn note_told(&mut self, index: usize, count: usize) {
         let member = &self.members[index];
         let greeting = count.min(usize::from(GREETING - member.greeted));

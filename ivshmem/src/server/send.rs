@@ -63,24 +63,26 @@ impl Sender {
         Self { buffer: sys::SendBuffer::new(RUN) }
     }
 
-    /// Sends as much of `messages` as one call takes, `most` of them at most ([`RUN`] if that
-    /// is less), but first the remainder of `partial`. Returns how many messages were told: one
-    /// that went out in part counts, and `partial` then holds its remainder.
+    /// Sends as many messages as one call takes, `most` at most ([`RUN`] if that is less), but
+    /// first the remainder of `partial`. `fill` puts them into the run, no more than its second
+    /// argument says. Returns how many messages were told: one that went out in part counts,
+    /// and `partial` then holds its remainder.
+    #[inline]
     pub(super) fn send<'fd>(
         &mut self,
         socket: BorrowedFd<'_>,
         partial: &mut Option<Partial>,
         most: usize,
-        messages: impl Iterator<Item = (i64, Option<BorrowedFd<'fd>>)>,
+        fill: impl FnOnce(&mut sys::Run<'_, 'fd>, usize),
     ) -> (usize, Verdict) {
-        if let Err(verdict) = complete(socket, partial) {
-            return (0, verdict);
+        if partial.is_some() {
+            if let Err(verdict) = complete(socket, partial) {
+                return (0, verdict);
+            }
         }
         let most = most.min(RUN);
         let mut run = self.buffer.run();
-        for (value, fd) in messages.take(most) {
-            run.push(value.to_le_bytes(), fd);
-        }
+        fill(&mut run, most);
         if run.is_empty() {
             return (0, Verdict::Done);
         }

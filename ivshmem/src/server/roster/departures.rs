@@ -6,8 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
-
 /// A member that left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Departure {
@@ -21,7 +19,7 @@ pub(super) struct Departure {
 #[derive(Debug, Default)]
 pub(super) struct Departures {
     /// In the order of leaving, so `left` grows.
-    log: VecDeque<Departure>,
+    log: Vec<Departure>,
     /// There was a departure since `forget` was called last, so an id may have become free.
     grown: bool,
 }
@@ -36,20 +34,20 @@ impl Departures {
     }
 
     pub(super) fn add(&mut self, departure: Departure) {
-        self.log.push_back(departure);
+        self.log.push(departure);
         self.grown = true;
     }
 
     /// The entries whose number is at least `number`, oldest first.
-    pub(super) fn since(&self, number: u64) -> impl Iterator<Item = &Departure> + use<'_> {
+    #[inline]
+    pub(super) fn since(&self, number: u64) -> &[Departure] {
         // Nearly always there is none.
-        let start = match self.log.back() {
+        match self.log.last() {
             Some(newest) if newest.left >= number => {
-                self.log.partition_point(|departure| departure.left < number)
+                &self.log[self.log.partition_point(|departure| departure.left < number)..]
             }
-            _ => self.log.len(),
-        };
-        self.log.range(start..)
+            _ => &[],
+        }
     }
 
     /// Removes the entries of which `is_free` says so.
