@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::book::{self, Book, SILENCE, answer};
+use crate::book::{self, Book, SILENCE, Times, answer};
 use crate::process::Failure;
 use crate::sys::{self, Wait};
 
@@ -69,7 +69,7 @@ fn read(
     socket: UnixStream,
     started: Instant,
     vectors: u64,
-    completed: &Sender<Duration>,
+    completed: &Sender<Times>,
 ) -> Result<(), Failure> {
     let completed = completed.clone();
     let mut book = Book::new(started);
@@ -96,7 +96,7 @@ fn read(
 }
 
 /// Waits for one more to be complete; false when none is for long.
-fn await_one(complete: &Receiver<Duration>, times: &mut Vec<Duration>) -> Result<bool, Failure> {
+fn await_one(complete: &Receiver<Times>, times: &mut Vec<Times>) -> Result<bool, Failure> {
     match complete.recv_timeout(SILENCE) {
         Ok(time) => {
             times.push(time);

@@ -28,18 +28,29 @@ pub(crate) fn expected(clients: u64, vectors: u64) -> u64 {
     clients * (GREETING + clients * vectors)
 }
 
+/// Times since a client began to connect.
+#[derive(Clone, Copy)]
+pub(crate) struct Times {
+    /// Until the memory came.
+    greeted: Duration,
+    /// Until the last of its own vectors came.
+    complete: Duration,
+}
+
 /// What one client has heard.
 pub(crate) struct Book {
     started: Instant,
     id: u64,
     got: u64,
-    /// How long it took until the last of its own vectors had come.
-    pub(crate) complete: Option<Duration>,
+    /// The time until the memory came. A QEMU is blocked until then.
+    greeted: Duration,
+    /// The times, once the last of its own vectors has come.
+    pub(crate) complete: Option<Times>,
 }
 
 impl Book {
     pub(crate) fn new(started: Instant) -> Self {
-        Self { started, id: 0, got: 0, complete: None }
+        Self { started, id: 0, got: 0, greeted: Duration::ZERO, complete: None }
     }
 
     /// Checks the next message.
@@ -68,8 +79,12 @@ impl Book {
             self.id = u64::try_from(message.value)?;
         }
         self.got += 1;
+        if self.got == GREETING {
+            self.greeted = self.started.elapsed();
+        }
         if self.complete.is_none() && self.got == GREETING + (self.id + 1) * vectors {
-            self.complete = Some(self.started.elapsed());
+            let complete = self.started.elapsed();
+            self.complete = Some(Times { greeted: self.greeted, complete });
         }
         Ok(())
     }
@@ -94,18 +109,26 @@ pub(crate) fn answer(
     messages: u64,
     lost: u64,
     took: Duration,
-    mut times: Vec<Duration>,
+    times: Vec<Times>,
 ) -> Result<(), Failure> {
-    times.sort_unstable();
-    let at = |part: f64| {
+    let sorted = |of: fn(&Times) -> Duration| {
+        let mut times: Vec<Duration> = times.iter().map(of).collect();
+        times.sort_unstable();
+        times
+    };
+    let complete = sorted(|times| times.complete);
+    let greeted = sorted(|times| times.greeted);
+    let at = |times: &[Duration], part: f64| {
         let time = times.get((times.len() as f64 * part) as usize);
         time.map_or(0.0, Duration::as_secs_f64)
     };
     println!(
-        "messages {messages} lost {lost} seconds {} median {} p99 {}",
+        "messages {messages} lost {lost} seconds {} median {} p99 {} greeted {} longest {}",
         took.as_secs_f64(),
-        at(0.5),
-        at(0.99),
+        at(&complete, 0.5),
+        at(&complete, 0.99),
+        at(&greeted, 0.5),
+        greeted.last().map_or(0.0, Duration::as_secs_f64),
     );
     Ok(io::stdout().flush()?)
 }

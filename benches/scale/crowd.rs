@@ -8,7 +8,7 @@ use std::io::{self, BufRead};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -48,7 +48,7 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
         // What the newest have been told of, the oldest may still have to read.
         let complete = complete && crowd.read_until(|crowd| crowd.got == crowd.expected())?;
         let took = start.elapsed();
-        let times: Vec<Duration> =
+        let times: Vec<_> =
             crowd.clients[first..].iter().filter_map(|client| client.book.complete).collect();
         let lost = if complete { 0 } else { crowd.expected() - crowd.got };
         answer(crowd.got - before, lost, took, times)?;

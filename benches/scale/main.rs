@@ -60,6 +60,9 @@ struct Args {
     /// comes, and not all by one thread
     #[arg(long)]
     each: bool,
+    /// With --clients: so many others have joined before
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "clients")]
+    residents: u32,
     /// Times that each case is measured
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
@@ -139,7 +142,9 @@ fn cases(args: &Args) -> Vec<Case> {
         pattern,
         readers: if args.each { Readers::Each } else { Readers::One },
         rounds: args.rounds.unwrap_or(rounds),
+        residents: args.residents,
     };
+    let beside = |case: Case| Case { residents: 3000, ..case };
     let each = |case: Case| Case { readers: Readers::Each, ..case };
     if let Some(clients) = args.clients {
         let mut cases = Vec::new();
@@ -165,6 +170,7 @@ fn cases(args: &Args) -> Vec<Case> {
         case(1000, 1, OneByOne, 3),
         case(1000, 1, AtOnce, 3),
         case(100, 64, OneByOne, 3),
+        beside(case(256, 1, AtOnce, 3)),
     ];
     if args.large {
         cases.extend([

@@ -35,12 +35,14 @@ pub(crate) struct Case {
     pub(crate) pattern: Pattern,
     pub(crate) readers: Readers,
     pub(crate) rounds: u32,
+    /// Clients that have joined before, and are not measured.
+    pub(crate) residents: u32,
 }
 
 impl Case {
     /// Descriptors that a server needs for it.
     pub(crate) fn descriptors(self) -> u64 {
-        u64::from(self.clients) * u64::from(self.vectors + 1) + 64
+        u64::from(self.clients + self.residents) * u64::from(self.vectors + 1) + 64
     }
 }
 
@@ -54,7 +56,11 @@ impl std::fmt::Display for Case {
             Readers::One => "",
             Readers::Each => ", each a sleeping thread",
         };
-        write!(f, "{} clients × {} vectors, {pattern}{readers}", self.clients, self.vectors)
+        write!(f, "{} clients × {} vectors, {pattern}{readers}", self.clients, self.vectors)?;
+        match self.residents {
+            0 => Ok(()),
+            residents => write!(f, ", beside {residents}"),
+        }
     }
 }
 
@@ -99,6 +105,9 @@ pub(crate) struct Sample {
     /// Seconds from connect to the last of the own vectors: the median, and the 99th of 100.
     pub(crate) median: f64,
     pub(crate) p99: f64,
+    /// Seconds from connect to the memory: the median, and the longest.
+    pub(crate) greeted: f64,
+    pub(crate) longest: f64,
     /// Bytes of memory of its own that the server took for each client.
     pub(crate) memory: f64,
 }
@@ -111,6 +120,8 @@ impl Sample {
         lost: f64::NAN,
         median: f64::NAN,
         p99: f64::NAN,
+        greeted: f64::NAN,
+        longest: f64::NAN,
         memory: f64::NAN,
     };
 }
@@ -150,6 +161,17 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
     };
     server.listens_at(&socket)?;
     let mut crowd = Process::part(&[readers, path, &vectors, if pinned { "1" } else { "-" }])?;
+    if case.residents > 0 {
+        let order = format!("all {}", case.residents);
+        if subject.is_floor() {
+            server.say(&order)?;
+        }
+        crowd.say(&order)?;
+        crowd.hear()?;
+        if subject.is_floor() {
+            server.hear()?;
+        }
+    }
     let cpu = server.cpu()?;
     let memory = server.memory()?;
     if subject.is_floor() {
@@ -169,6 +191,8 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
         lost: figures.get("lost")?,
         median: figures.get("median")?,
         p99: figures.get("p99")?,
+        greeted: figures.get("greeted")?,
+        longest: figures.get("longest")?,
         memory,
     })
 }

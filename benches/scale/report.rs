@@ -27,6 +27,8 @@ struct Row {
     ratio_of_least: f64,
     median: f64,
     p99: f64,
+    greeted: f64,
+    longest: f64,
     memory: f64,
     lost: f64,
 }
@@ -62,6 +64,8 @@ impl Outcome {
                 ratio_of_least: least(of(|sample| sample.cpu)) / least_floor,
                 median: middle(of(|sample| sample.median)),
                 p99: middle(of(|sample| sample.p99)),
+                greeted: middle(of(|sample| sample.greeted)),
+                longest: middle(of(|sample| sample.longest)),
                 memory: middle(of(|sample| sample.memory)),
                 lost: of(|sample| sample.lost).sum(),
             }
@@ -74,17 +78,29 @@ impl Outcome {
         let messages = self.rounds[0][0].messages;
         println!("\n{}: {messages} messages, {} rounds", self.case, self.rounds.len());
         println!(
-            "  {:16} {:>9} {:>9} {:>7} {:>9} {:>10} {:>10} {:>9} {:>7}",
-            "", "ns/msg", "least", "ratio", "of least", "complete", "99th", "B/client", "lost"
+            "  {:16} {:>9} {:>9} {:>7} {:>9} {:>10} {:>10} {:>10} {:>10} {:>9} {:>7}",
+            "",
+            "ns/msg",
+            "least",
+            "ratio",
+            "of least",
+            "memory",
+            "longest",
+            "complete",
+            "99th",
+            "B/client",
+            "lost"
         );
         for row in self.rows(subjects) {
             println!(
-                "  {:16} {:9.0} {:9.0} {:7.3} {:9.3} {:8.3}ms {:8.3}ms {:9.0} {:7}",
+                "  {:16} {:9.0} {:9.0} {:7.3} {:9.3} {:8.3}ms {:8.3}ms {:8.3}ms {:8.3}ms {:9.0} {:7}",
                 row.name,
                 row.cpu,
                 row.least,
                 row.ratio,
                 row.ratio_of_least,
+                row.greeted * 1e3,
+                row.longest * 1e3,
                 row.median * 1e3,
                 row.p99 * 1e3,
                 row.memory,
@@ -103,6 +119,7 @@ impl Outcome {
                     "name": row.name,
                     "cpu_ns_per_message": { "median": row.cpu, "least": row.least },
                     "ratio_to_floor": { "median": row.ratio, "of_least": row.ratio_of_least },
+                    "memory_seconds": { "median": row.greeted, "longest": row.longest },
                     "complete_seconds": { "median": row.median, "p99": row.p99 },
                     "memory_bytes_per_client": row.memory,
                     "lost": row.lost,
@@ -114,6 +131,7 @@ impl Outcome {
         json!({
             "clients": self.case.clients,
             "vectors": self.case.vectors,
+            "residents": self.case.residents,
             "a_thread_for_each": self.case.readers == Readers::Each,
             "at_once": self.case.pattern == Pattern::AtOnce,
             "messages": self.rounds[0][0].messages,
@@ -128,6 +146,7 @@ pub(crate) fn print_bursts(outcomes: &[Outcome], subjects: &[Subject]) {
     for at_once in outcomes.iter().filter(|o| o.case.pattern == Pattern::AtOnce) {
         let same = |o: &&Outcome| {
             o.case.pattern == Pattern::OneByOne
+                && o.case.residents == at_once.case.residents
                 && (o.case.clients, o.case.vectors, o.case.readers)
                     == (at_once.case.clients, at_once.case.vectors, at_once.case.readers)
         };
