@@ -193,7 +193,7 @@ impl Server {
                 self.send(&[value, value].concat(), eventfd());
             }
             14 => self.message(peer, vec![Sent::new(input.byte())]),
-            _ if input.byte().is_multiple_of(8) => self.end(),
+            _ if input.byte() % 8 == 0 => self.end(),
             _ => {}
         }
     }
@@ -229,7 +229,7 @@ fn play(input: &mut Input<'_>, seen: &mut Seen) {
     } else {
         // All of it at once, and the end: nobody has to wait for more.
         for value in [0, 3, -1] {
-            if !input.byte().is_multiple_of(16) {
+            if input.byte() % 16 != 0 {
                 server.message(value, if value == -1 { vec![Sent::new(10)] } else { Vec::new() });
             }
         }
