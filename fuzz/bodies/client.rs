@@ -251,36 +251,36 @@ fn play(input: &mut Input<'_>, seen: &mut Seen) {
         Ok(client) => client,
     };
     seen.connected += 1;
-    let mut book = Book::new(&client);
+    let mut told = Told::new(&client);
     while !input.is_empty() {
         server.step(input);
         match input.byte() % 8 {
-            0..=3 => book.dispatch(&mut client, seen),
+            0..=3 => told.dispatch(&mut client, seen),
             4 if client.vectors() > 0 => {
                 let vector = u32::from(input.byte()) % client.vectors();
                 client.ring(client.id(), vector).expect("one of its own");
-                book.rings += 1;
+                told.rings += 1;
             }
             _ => {}
         }
     }
     server.end();
     for _ in 0..200 {
-        book.dispatch(&mut client, seen);
+        told.dispatch(&mut client, seen);
     }
-    judge(&server.model, &client, &book);
+    judge(&server.model, &client, &told);
     ring_all(&mut server.model, &client, seen);
 }
 
 /// What the events say.
-struct Book {
+struct Told {
     joined: BTreeSet<u16>,
     ended: bool,
     rings: u64,
     rung: u64,
 }
 
-impl Book {
+impl Told {
     fn new(client: &Client) -> Self {
         let whole = client.peers().filter(|peer| peer.vectors() >= client.vectors());
         Self { joined: whole.map(|peer| peer.id()).collect(), ended: false, rings: 0, rung: 0 }
@@ -310,17 +310,17 @@ impl Book {
     }
 }
 
-fn judge(model: &Model, client: &Client, book: &Book) {
-    assert!(book.ended && !client.is_connected(), "the server has ended");
+fn judge(model: &Model, client: &Client, told: &Told) {
+    assert!(told.ended && !client.is_connected(), "the server has ended");
     assert_eq!(Some(client.id()), model.id);
     assert_eq!(client.memory().len() as i64, SIZE);
     assert_eq!(client.vectors() as usize, model.own.len(), "own vectors");
     let known: Vec<_> = client.peers().map(|peer| (peer.id(), peer.vectors())).collect();
     let sent: Vec<_> = model.peers.iter().map(|(&id, fds)| (id, fds.len() as u32)).collect();
     assert_eq!(known, sent, "peers");
-    let whole = |&(id, _): &(u16, u32)| book.joined.contains(&id);
-    assert_eq!(known.iter().filter(|peer| whole(peer)).count(), book.joined.len(), "joined");
-    assert_eq!(book.rung, book.rings, "rings");
+    let whole = |&(id, _): &(u16, u32)| told.joined.contains(&id);
+    assert_eq!(known.iter().filter(|peer| whole(peer)).count(), told.joined.len(), "joined");
+    assert_eq!(told.rung, told.rings, "rings");
 }
 
 /// Each doorbell is the eventfd that the server sent for it, and no other.

@@ -69,17 +69,17 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use crate::sys;
 
-mod book;
 mod builder;
 mod error;
 mod memory;
+mod peers;
 mod reader;
 mod vector;
 
-use book::{Book, Change};
 pub use builder::Builder;
 pub use error::Error;
 pub use memory::Memory;
+use peers::{Change, PeerTable};
 use reader::Reader;
 pub use vector::{Doorbell, Vector};
 
@@ -177,9 +177,9 @@ pub struct Client {
     reader: Reader,
     id: u16,
     memory: Memory,
-    book: Book,
+    table: PeerTable,
     /// The peer that the server told of last.
-    telling: Option<u16>,
+    in_progress: Option<u16>,
     /// Watches the server and the vectors; a vector that is taken goes back to it.
     epoll: Arc<Epoll>,
     ready: Vec<EpollEvent>,
@@ -191,7 +191,7 @@ impl fmt::Debug for Client {
             .field("id", &self.id)
             .field("connected", &self.is_connected())
             .field("vectors", &self.vectors())
-            .field("peers", &self.book.peers.len())
+            .field("peers", &self.table.peers.len())
             .finish_non_exhaustive()
     }
 }
@@ -218,22 +218,22 @@ impl Client {
         Builder::default()
     }
 
-    fn new(socket: UnixStream, reader: Reader, mut book: Book) -> Result<Self, Error> {
+    fn new(socket: UnixStream, reader: Reader, mut table: PeerTable) -> Result<Self, Error> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| Error::System {
             action: "make an epoll instance",
             source: errno.into(),
         })?;
-        let id = book.id.expect("a greeting is complete only with an id");
-        let memory = book.memory.take().expect("and with the memory");
+        let id = table.id.expect("a greeting is complete only with an id");
+        let memory = table.memory.take().expect("and with the memory");
         let ready = vec![EpollEvent::empty(); READY];
         let socket = Some(socket);
-        let telling = book.peers.iter().find(|(_, entry)| !entry.announced).map(|(&id, _)| id);
+        let in_progress = table.peers.iter().find(|(_, entry)| !entry.announced).map(|(&id, _)| id);
         let client =
-            Self { socket, reader, id, memory, book, telling, epoll: Arc::new(epoll), ready };
+            Self { socket, reader, id, memory, table, in_progress, epoll: Arc::new(epoll), ready };
         if let Some(socket) = &client.socket {
             client.watch(socket.as_fd(), SERVER)?;
         }
-        for (eventfd, token) in client.book.own.iter().zip(0..) {
+        for (eventfd, token) in client.table.own.iter().zip(0..) {
             client.watch(eventfd.as_fd(), token)?;
         }
         Ok(client)
@@ -252,7 +252,7 @@ impl Client {
 
     /// How many vectors this client has.
     pub fn vectors(&self) -> u32 {
-        self.book.own.len() as u32
+        self.table.own.len() as u32
     }
 
     /// The shared memory.
@@ -273,12 +273,12 @@ impl Client {
 
     /// The others, in the order of their ids.
     pub fn peers(&self) -> impl ExactSizeIterator<Item = Peer> + use<'_> {
-        self.book.peers.iter().map(|(&id, entry)| Peer { id, vectors: entry.vectors.len() as u32 })
+        self.table.peers.iter().map(|(&id, entry)| Peer { id, vectors: entry.vectors.len() as u32 })
     }
 
     /// The other of this id.
     pub fn peer(&self, id: u16) -> Option<Peer> {
-        let entry = self.book.peers.get(&id)?;
+        let entry = self.table.peers.get(&id)?;
         Some(Peer { id, vectors: entry.vectors.len() as u32 })
     }
 
@@ -288,7 +288,7 @@ impl Client {
     /// [`Error::UnknownPeer`], [`Error::UnknownVector`].
     #[inline]
     pub fn ring(&self, peer: u16, vector: u32) -> Result<(), Error> {
-        self.book.vector(peer, vector)?.ring()
+        self.table.vector(peer, vector)?.ring()
     }
 
     /// Interrupts a peer on all its vectors.
@@ -296,7 +296,7 @@ impl Client {
     /// # Errors
     /// [`Error::UnknownPeer`].
     pub fn ring_peer(&self, peer: u16) -> Result<(), Error> {
-        self.book.vectors(peer)?.iter().try_for_each(Doorbell::ring)
+        self.table.vectors(peer)?.iter().try_for_each(Doorbell::ring)
     }
 
     /// Interrupts all others on all their vectors.
@@ -304,7 +304,7 @@ impl Client {
     /// # Errors
     /// As [`Doorbell::ring`].
     pub fn ring_all(&self) -> Result<(), Error> {
-        self.book.peers.values().flat_map(|entry| &entry.vectors).try_for_each(Doorbell::ring)
+        self.table.peers.values().flat_map(|entry| &entry.vectors).try_for_each(Doorbell::ring)
     }
 
     /// A peer's doorbell, or this client's own, to be rung from another thread, or without
@@ -313,7 +313,7 @@ impl Client {
     /// # Errors
     /// As [`ring`](Self::ring).
     pub fn doorbell(&self, peer: u16, vector: u32) -> Result<Doorbell, Error> {
-        self.book.vector(peer, vector).cloned()
+        self.table.vector(peer, vector).cloned()
     }
 
     /// Takes one of the client's own vectors out of it, to wait on it by itself. Until that is
@@ -324,7 +324,7 @@ impl Client {
     pub fn vector(&self, vector: u32) -> Result<Vector, Error> {
         let peer = self.id;
         let has = self.vectors();
-        let own = self.book.own.get(vector as usize);
+        let own = self.table.own.get(vector as usize);
         let eventfd = own.ok_or(Error::UnknownVector { peer, vector, has })?;
         Vector::new(eventfd.clone(), vector, Arc::clone(&self.epoll))
     }
@@ -336,7 +336,7 @@ impl Client {
     /// peers do is never an error.
     pub fn dispatch(&mut self) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
-        self.look(EpollTimeout::ZERO, &mut events)?;
+        self.take_ready(EpollTimeout::ZERO, &mut events)?;
         Ok(events)
     }
 
@@ -351,7 +351,7 @@ impl Client {
         let mut events = Vec::new();
         loop {
             let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-            let woken = self.look(sys::milliseconds(left), &mut events)?;
+            let woken = self.take_ready(sys::milliseconds(left), &mut events)?;
             // Part of a message, or of a peer, is nothing to tell of yet.
             if !events.is_empty() || !woken || left.is_some_and(|left| left.is_zero()) {
                 return Ok(events);
@@ -369,7 +369,7 @@ impl Client {
     }
 
     /// Takes what is ready; false if nothing is.
-    fn look(&mut self, time: EpollTimeout, events: &mut Vec<Event>) -> Result<bool, Error> {
+    fn take_ready(&mut self, time: EpollTimeout, events: &mut Vec<Event>) -> Result<bool, Error> {
         let count = match self.epoll.wait(&mut self.ready, time) {
             Err(Errno::EINTR) => 0,
             result => result.map_err(|errno| Error::System {
@@ -378,33 +378,33 @@ impl Client {
             })?,
         };
         let mut server = false;
-        let mut wrong = None;
+        let mut bad_vector = None;
         for index in 0..count {
             match self.ready[index].data() {
                 SERVER => server = true,
                 number => {
                     let vector = number as u32;
-                    match self.book.own.get(number as usize).map(vector::take) {
+                    match self.table.own.get(number as usize).map(vector::take) {
                         None | Some(Ok(0)) => {}
                         Some(Ok(count)) => events.push(Event::Rung { vector, count }),
                         // An epoll or a timer looks like an eventfd until it is read.
-                        Some(Err(_)) => wrong = Some(vector),
+                        Some(Err(_)) => bad_vector = Some(vector),
                     }
                 }
             }
         }
-        let outcome = match wrong {
+        let outcome = match bad_vector {
             Some(vector) => {
                 // It would stay ready for ever.
-                let _ = self.epoll.delete(&self.book.own[vector as usize]);
+                let _ = self.epoll.delete(&self.table.own[vector as usize]);
                 Err(Error::NotAnEventfd { peer: self.id, vector })
             }
-            None if server => self.listen(events),
+            None if server => self.read_messages(events),
             None => Ok(()),
         };
         if let Err(reason) = outcome {
             if self.socket.is_some() {
-                self.hang_up();
+                self.close_connection();
                 events.push(Event::Disconnected { reason });
             }
         }
@@ -412,11 +412,11 @@ impl Client {
     }
 
     /// Takes note of what the server says.
-    fn listen(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
+    fn read_messages(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
         for _ in 0..TURN {
             let Some(socket) = &self.socket else { return Ok(()) };
             let Some(message) = self.reader.next(socket)? else { return Ok(()) };
-            let change = self.book.note(message)?;
+            let change = self.table.apply(message)?;
             // That somebody left may be told between two vectors of a peer.
             let now = match change {
                 Change::Peer(peer) => Some(peer),
@@ -424,7 +424,7 @@ impl Client {
                 Change::Left(..) | Change::Greeting => None,
             };
             if let Some(now) = now {
-                match self.telling.replace(now) {
+                match self.in_progress.replace(now) {
                     Some(before) if before != now => self.announce(before, 0, events),
                     _ => {}
                 }
@@ -432,14 +432,14 @@ impl Client {
             match change {
                 Change::Own => {
                     let vector = self.vectors() - 1;
-                    let eventfd = &self.book.own[vector as usize];
+                    let eventfd = &self.table.own[vector as usize];
                     self.watch(eventfd.as_fd(), u64::from(vector))?;
                     events.push(Event::Vector { vector });
                 }
                 Change::Left(peer, true) => events.push(Event::Left { peer }),
                 Change::Peer(peer) => {
                     // Without any of its own, it cannot know how many make a peer whole.
-                    let own = self.book.own.len();
+                    let own = self.table.own.len();
                     self.announce(peer, if own == 0 { usize::MAX } else { own }, events);
                 }
                 Change::Left(_, false) | Change::Greeting => {}
@@ -450,7 +450,7 @@ impl Client {
 
     /// Tells of a peer that has as many vectors as it will have, once.
     fn announce(&mut self, peer: u16, whole: usize, events: &mut Vec<Event>) {
-        let Some(entry) = self.book.peers.get_mut(&peer) else { return };
+        let Some(entry) = self.table.peers.get_mut(&peer) else { return };
         if !entry.announced && entry.vectors.len() >= whole {
             entry.announced = true;
             events.push(Event::Joined { peer, vectors: entry.vectors.len() as u32 });
@@ -458,7 +458,7 @@ impl Client {
     }
 
     /// Ends the connection, even where a forked child still has a copy of its descriptor.
-    fn hang_up(&mut self) {
+    fn close_connection(&mut self) {
         if let Some(socket) = self.socket.take() {
             let _ = self.epoll.delete(&socket);
             let _ = socket.shutdown(Shutdown::Both);
@@ -475,6 +475,6 @@ impl AsFd for Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.hang_up();
+        self.close_connection();
     }
 }

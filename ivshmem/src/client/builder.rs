@@ -28,7 +28,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, socket, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::book::{Book, Change};
+use super::peers::{Change, PeerTable};
 use super::reader::Reader;
 use super::{Client, Error};
 use crate::sys::milliseconds;
@@ -132,25 +132,26 @@ impl Builder {
     /// Without a deadline it waits for as long as it takes.
     fn greet(&self, socket: UnixStream, deadline: Option<Instant>) -> Result<Client, Error> {
         let mut reader = Reader::default();
-        let mut book = Book::default();
+        let mut table = PeerTable::default();
         // The server went on to tell of another peer after our own vectors.
         let mut passed = false;
-        while !self.is_complete(&book, passed) {
+        while !self.is_complete(&table, passed) {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                let missing = book.missing(self.vectors);
+                let missing = table.missing(self.vectors);
                 return Err(Error::Timeout { limit: self.limit, missing });
             }
             if let Some(message) = reader.next(&socket)? {
-                match book.note(message)? {
-                    Change::Peer(_) => passed = !book.own.is_empty(),
+                match table.apply(message)? {
+                    Change::Peer(_) => passed = !table.own.is_empty(),
                     Change::Own => passed = false,
-                    Change::Greeting => self.check_memory(&book)?,
+                    Change::Greeting => self.check_memory(&table)?,
                     Change::Left(..) => {}
                 }
                 continue;
             }
-            let guessing = self.vectors.is_none() && !book.own.is_empty() && book.memory.is_some();
+            let guessing =
+                self.vectors.is_none() && !table.own.is_empty() && table.memory.is_some();
             let quiet = guessing.then_some(self.quiet);
             let time = left.into_iter().chain(quiet).min();
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -165,28 +166,28 @@ impl Builder {
                 }
             }
         }
-        for entry in book.peers.values_mut() {
+        for entry in table.peers.values_mut() {
             // Of the others, who are still being told of, the caller hears when they are whole.
-            entry.announced = entry.vectors.len() >= book.own.len();
+            entry.announced = entry.vectors.len() >= table.own.len();
         }
-        Client::new(socket, reader, book)
+        Client::new(socket, reader, table)
     }
 
-    fn check_memory(&self, book: &Book) -> Result<(), Error> {
-        let size = book.memory.as_ref().map(|memory| memory.len() as u64);
+    fn check_memory(&self, table: &PeerTable) -> Result<(), Error> {
+        let size = table.memory.as_ref().map(|memory| memory.len() as u64);
         match (size, self.memory_size) {
             (Some(size), Some(wanted)) if size != wanted => Err(Error::MemorySize { size, wanted }),
             _ => Ok(()),
         }
     }
 
-    fn is_complete(&self, book: &Book, passed: bool) -> bool {
-        let own = book.own.len();
-        book.memory.is_some()
+    fn is_complete(&self, table: &PeerTable, passed: bool) -> bool {
+        let own = table.own.len();
+        table.memory.is_some()
             && match self.vectors {
                 Some(vectors) => own >= vectors as usize,
                 None => {
-                    let others = book.peers.values().map(|peer| peer.vectors.len()).max();
+                    let others = table.peers.values().map(|peer| peer.vectors.len()).max();
                     own > 0 && (passed || others.is_some_and(|others| own >= others))
                 }
             }

@@ -3,7 +3,7 @@
 //!
 //! A call asks for no more than the bytes that the message at hand still lacks, so a
 //! descriptor that comes with them can belong to no other message. What the message means,
-//! and whether it should have a descriptor, is for `book` to know.
+//! and whether it should have a descriptor, is for `peers` to know.
 
 #![forbid(unsafe_code)]
 

@@ -37,7 +37,7 @@ pub(super) enum Change {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Book {
+pub(super) struct PeerTable {
     greeted: bool,
     pub(super) id: Option<u16>,
     /// Until the client takes it.
@@ -48,7 +48,7 @@ pub(super) struct Book {
     pub(super) peers: BTreeMap<u16, Entry>,
 }
 
-impl Book {
+impl PeerTable {
     /// What is to come next, where `vectors` were asked for, for a message about its not having
     /// come.
     pub(super) fn missing(&self, vectors: Option<u32>) -> String {
@@ -66,7 +66,7 @@ impl Book {
         }
     }
 
-    pub(super) fn note(&mut self, message: Message) -> Result<Change, Error> {
+    pub(super) fn apply(&mut self, message: Message) -> Result<Change, Error> {
         let value = message.value;
         if !self.greeted {
             if value != PROTOCOL_VERSION {
@@ -86,7 +86,7 @@ impl Book {
             return Ok(Change::Greeting);
         };
         if value == crate::protocol::MEMORY {
-            return self.note_memory(message);
+            return self.apply_memory(message);
         }
         let peer = u16::try_from(value).map_err(|_| Error::Unexpected {
             value,
@@ -122,7 +122,7 @@ impl Book {
         }
     }
 
-    fn note_memory(&mut self, message: Message) -> Result<Change, Error> {
+    fn apply_memory(&mut self, message: Message) -> Result<Change, Error> {
         const WHAT: &str = "the shared memory";
         let value = message.value;
         let Some(fd) = message.descriptor(WHAT)? else {
