@@ -92,6 +92,58 @@ fn two_clients_share_the_memory_and_ring_each_other() {
 }
 
 #[test]
+fn a_memory_handle_works_in_other_threads_while_the_client_waits_and_outlives_it() {
+    const ROUNDS: usize = 2000;
+    // Long enough for every way of copying, and not aligned.
+    const BLOCK: usize = 3001;
+    let daemon = Daemon::builder().start();
+    let mut client = Client::connect(daemon.socket_path()).expect("a server");
+    let doorbell = client.doorbell(0, 0).expect("its own");
+    let write = |byte: u8| {
+        let memory = client.memory().clone();
+        thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                memory.write(5, &[byte; BLOCK]).expect("it lies in the memory");
+                memory.atomic_u64(4096).expect("aligned").fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let memory = client.memory().clone();
+    let read = thread::spawn(move || {
+        let mut bytes = [0; BLOCK];
+        for _ in 0..ROUNDS {
+            memory.read(5, &mut bytes).expect("it lies in the memory");
+            assert!(bytes.iter().all(|byte| [0, 1, 2].contains(byte)), "no thread wrote that");
+        }
+        doorbell.ring().expect("it rings");
+    });
+    let threads = [write(1), write(2), read];
+    assert!(matches!(next(&mut client)[..], [Event::Rung { vector: 0, count: 1 }]));
+    let memory = client.memory().clone();
+    drop(client);
+    for thread in threads {
+        thread.join().expect("no panic");
+    }
+    assert_eq!(memory.load_u64(4096).expect("aligned"), 2 * ROUNDS as u64);
+    let mut bytes = [0; BLOCK];
+    memory.read(5, &mut bytes).expect("it is still mapped");
+    assert!(bytes.iter().all(|byte| [1, 2].contains(byte)));
+}
+
+#[test]
+fn handles_can_be_sent_to_and_shared_with_other_threads() {
+    const fn check<T: Send + Sync>() {}
+    const {
+        check::<Client>();
+        check::<ivshmem::client::Memory>();
+        check::<ivshmem::client::Doorbell>();
+        check::<Vector>();
+        check::<Error>();
+        check::<Event>();
+    }
+}
+
+#[test]
 fn what_cannot_be_rung_or_reached_is_an_error_that_says_what_can() {
     let daemon = Daemon::builder().vectors(2).start();
     let client = Client::connect(daemon.socket_path()).expect("a server");

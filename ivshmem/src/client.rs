@@ -255,7 +255,7 @@ impl Client {
         self.table.own.len() as u32
     }
 
-    /// The shared memory.
+    /// The shared memory. Clone the handle to use it in another thread, or longer than the client.
     #[inline]
     pub fn memory(&self) -> &Memory {
         &self.memory

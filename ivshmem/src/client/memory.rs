@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The shared memory as a client has it: mapped, and read and written in ways that stay
-//! right while other processes do the same.
+//! The shared memory as a client sees it: one mapping, shared by all handles to it.
+//!
+//! Other processes and guests access the memory at any time. So this module gives out copies and
+//! atomics, never a slice. It checks what a descriptor is before it maps it. It must not know how
+//! the descriptor came.
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use nix::errno::Errno;
@@ -14,21 +18,25 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use super::Error;
 use crate::sys::Mapping;
 
-/// The shared memory, mapped whole.
+/// A handle to the shared memory, which is mapped whole.
 ///
-/// Others, guests among them, read and write it at the same time, so there is no slice of it
-/// to be had in safe Rust: bytes are copied in and out, and numbers are atomics. Numbers are
-/// in the byte order of this machine, which is the guests' on the same hardware.
+/// A clone costs one reference count and refers to the same mapping. Handles may be used in any
+/// thread, also while another thread waits in [`Client::wait`](super::Client::wait). The memory
+/// stays mapped until the client and all handles are dropped.
+///
+/// Other peers read and write the memory at the same time. So safe code gets no slice of it:
+/// [`read`](Self::read) and [`write`](Self::write) copy bytes, and numbers are atomics. All of
+/// them may be used on the same bytes by several threads. Numbers are in the byte order of this
+/// machine, which is also that of guests on the same hardware.
 ///
 /// # Memory that shrinks
-/// To touch what lies behind the end of a file that was truncated is SIGBUS, the end of the
-/// process, and any client of a server whose memory is not sealed can truncate it. Sealed
-/// memory ([`MemorySource::Sealed`](crate::MemorySource::Sealed), `ivshmem-server --memfd`)
-/// cannot shrink; whether it is sealed, [`is_sealed`](Self::is_sealed) says. Otherwise
-/// [`read`](Self::read) and [`write`](Self::write) look at the size before each copy, and
-/// [`check`](Self::check) does nothing else. The atomics do not look: a system call for each
-/// would cost fifty times the access. Against an attacker who shrinks the memory in the
-/// moment between, only a seal helps.
+/// If a peer truncates the memory, an access behind its new end raises SIGBUS, which ends the
+/// process. Sealed memory ([`MemorySource::Sealed`](crate::MemorySource::Sealed),
+/// `ivshmem-server --memfd`) cannot shrink; [`is_sealed`](Self::is_sealed) tells whether it is
+/// sealed. For memory without a seal, [`read`](Self::read) and [`write`](Self::write) compare the
+/// size before each copy, and [`check`](Self::check) does only that. The atomics do not compare
+/// it: the system call would cost fifty times the access. An attacker can still shrink the memory
+/// between the check and the access. Only a seal prevents that.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -50,13 +58,23 @@ use crate::sys::Mapping;
 /// assert_eq!(memory.load_u32(0)?, 8);
 /// assert!(memory.load_u32(2).is_err(), "not a multiple of 4");
 /// assert!(memory.load_u8(memory.len()).is_err(), "behind the end");
+///
+/// let memory = memory.clone();
+/// let other = std::thread::spawn(move || memory.write(64, b"HELLO"));
+/// other.join().expect("no panic")?;
+/// client.memory().read(64, &mut bytes)?;
+/// assert_eq!(&bytes, b"HELLO");
 /// # stopper.stop();
 /// # serving.join().unwrap()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Clone, Debug)]
+pub struct Memory(Arc<Object>);
+
+/// The memory's descriptor and its mapping, which is unmapped with the last handle.
 #[derive(Debug)]
-pub struct Memory {
-    object: OwnedFd,
+struct Object {
+    descriptor: OwnedFd,
     mapping: Mapping,
     sealed: bool,
 }
@@ -64,15 +82,16 @@ pub struct Memory {
 /// The methods for numbers of one size.
 macro_rules! numbers {
     ($bits:literal, $number:ty, $atomic:ty, $name:ident, $load:ident, $store:ident) => {
-        #[doc = concat!("The ", $bits, "-bit number at `offset`, for whatever an atomic can do.")]
+        #[doc = concat!("The ", $bits, "-bit number at `offset`, as an atomic.")]
         ///
         /// # Errors
-        /// [`Error::MemoryBounds`]; [`Error::MemoryAlignment`] where `offset` is not a multiple
-        /// of its size.
+        /// [`Error::MemoryBounds`]; [`Error::MemoryAlignment`] if `offset` is not a multiple of
+        /// the number's size.
         #[inline]
         pub fn $name(&self, offset: usize) -> Result<&$atomic, Error> {
             const SIZE: usize = size_of::<$number>();
-            self.mapping.$name(offset).ok_or_else(|| match self.mapping.has(offset, SIZE) {
+            let mapping = &self.0.mapping;
+            mapping.$name(offset).ok_or_else(|| match mapping.contains(offset, SIZE) {
                 true => Error::MemoryAlignment { offset, size: SIZE },
                 false => self.out_of_bounds(offset, SIZE),
             })
@@ -100,9 +119,9 @@ macro_rules! numbers {
 }
 
 impl Memory {
-    /// Maps an object that came as the shared memory.
-    pub(super) fn new(object: OwnedFd) -> Result<Self, Error> {
-        let stat = look_at(&object)?;
+    /// Maps the object that the server sent as the shared memory.
+    pub(super) fn new(descriptor: OwnedFd) -> Result<Self, Error> {
+        let stat = status(&descriptor)?;
         let kind = match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFREG if stat.st_size > 0 => None,
             SFlag::S_IFREG => Some("empty"),
@@ -118,60 +137,64 @@ impl Memory {
         let failed = |action| move |source| Error::Memory { action, source };
         let len =
             usize::try_from(stat.st_size).map_err(|_| failed("map")(Errno::EOVERFLOW.into()))?;
-        let mapping = Mapping::new(object.as_fd(), len).map_err(failed("map"))?;
-        // What has no seals cannot be sealed; whatever the reason, it is then not.
-        let sealed = fcntl(&object, FcntlArg::F_GET_SEALS)
+        let mapping = Mapping::new(descriptor.as_fd(), len).map_err(failed("map"))?;
+        // An object without seals gives an error here; it is not sealed.
+        let sealed = fcntl(&descriptor, FcntlArg::F_GET_SEALS)
             .is_ok_and(|seals| SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK));
-        let memory = Self { object, mapping, sealed };
+        let memory = Self(Arc::new(Object { descriptor, mapping, sealed }));
         // It may have shrunk while it was being mapped.
         memory.check()?;
         Ok(memory)
     }
 
-    /// Its size, in bytes.
+    /// The size, in bytes.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     #[inline]
     pub fn len(&self) -> usize {
-        self.mapping.len()
+        self.0.mapping.len()
     }
 
-    /// Whether its size is sealed, so that nobody can shrink it.
+    /// Whether the size is sealed, so that no process can shrink the memory.
     pub fn is_sealed(&self) -> bool {
-        self.sealed
+        self.0.sealed
     }
 
-    /// Looks whether all that is mapped is still there.
+    /// Checks that the memory is still as large as the mapping. Sealed memory always is, and costs
+    /// no system call.
     ///
     /// # Errors
     /// [`Error::MemoryShrank`].
     pub fn check(&self) -> Result<(), Error> {
-        if self.sealed {
+        if self.0.sealed {
             return Ok(());
         }
-        let mapped = self.mapping.len() as u64;
-        let size = u64::try_from(look_at(&self.object)?.st_size).unwrap_or(0);
+        let mapped = self.len() as u64;
+        let size = u64::try_from(status(&self.0.descriptor)?.st_size).unwrap_or(0);
         if size < mapped { Err(Error::MemoryShrank { mapped, size }) } else { Ok(()) }
     }
 
-    /// Copies from `offset` on into `buffer`. Where somebody else writes there meanwhile, the
-    /// bytes may be of before and after.
+    /// Copies from the memory at `offset` into `buffer`. If another thread or process writes there
+    /// meanwhile, some bytes may be old and some new.
+    ///
+    /// The copy orders nothing: use an atomic to tell another peer that the bytes are complete.
     ///
     /// # Errors
     /// [`Error::MemoryBounds`], [`Error::MemoryShrank`].
     pub fn read(&self, offset: usize, buffer: &mut [u8]) -> Result<(), Error> {
         self.check()?;
         let len = buffer.len();
-        let done = self.mapping.read(offset, buffer);
+        let done = self.0.mapping.read(offset, buffer);
         if done { Ok(()) } else { Err(self.out_of_bounds(offset, len)) }
     }
 
-    /// Copies `bytes` to `offset` and on.
+    /// Copies `bytes` into the memory at `offset`. As with [`read`](Self::read), a reader may
+    /// meanwhile see some bytes old and some new.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
         self.check()?;
-        let done = self.mapping.write(offset, bytes);
+        let done = self.0.mapping.write(offset, bytes);
         if done { Ok(()) } else { Err(self.out_of_bounds(offset, bytes.len())) }
     }
 
@@ -180,28 +203,34 @@ impl Memory {
     numbers!("32", u32, AtomicU32, atomic_u32, load_u32, store_u32);
     numbers!("64", u64, AtomicU64, atomic_u64, load_u64, store_u64);
 
-    /// Its first byte, for code that is `unsafe` anyway: good for [`len`](Self::len) bytes,
-    /// aligned to a page, until the client is dropped.
+    /// The address of the first byte, for `unsafe` code. It is aligned to a page and valid for
+    /// [`len`](Self::len) bytes until the client and all handles are dropped.
     ///
-    /// A slice made of it is sound only while nobody at all, in any process or guest, writes
-    /// to that part of the memory (and for a mutable slice, nobody reads it), and while it
-    /// does not shrink; nothing in here can make sure of that.
+    /// A slice of it is sound only while no thread, process or guest writes to that part of the
+    /// memory (for a mutable slice: or reads it), and while the memory does not shrink. This
+    /// library cannot make sure of either.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.mapping.as_ptr()
+        self.0.mapping.as_ptr()
     }
 
     #[cold]
     fn out_of_bounds(&self, offset: usize, len: usize) -> Error {
-        Error::MemoryBounds { offset, len, size: self.mapping.len() }
+        Error::MemoryBounds { offset, len, size: self.len() }
     }
 }
 
 impl AsFd for Memory {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.object.as_fd()
+        self.0.descriptor.as_fd()
     }
 }
 
-fn look_at(object: &OwnedFd) -> Result<FileStat, Error> {
-    fstat(object).map_err(|errno| Error::Memory { action: "look at", source: errno.into() })
+impl AsRawFd for Memory {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.descriptor.as_raw_fd()
+    }
+}
+
+fn status(descriptor: &OwnedFd) -> Result<FileStat, Error> {
+    fstat(descriptor).map_err(|errno| Error::Memory { action: "look at", source: errno.into() })
 }
