@@ -77,7 +77,7 @@ mod reader;
 mod vector;
 
 pub use builder::Builder;
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use memory::Memory;
 use peers::{Change, PeerTable};
 use reader::Reader;

@@ -1,25 +1,75 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What can go wrong at the client's end, said so that whoever reads it knows what to do.
+//! The client's errors.
+//!
+//! Each message names the thing, its value, and what would be right. A message does not repeat the
+//! text of its source: a caller that prints the whole chain (anyhow's `{:#}`) prints it once.
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::{MAX_VECTORS, PROTOCOL_VERSION};
 
-/// Why a client could not connect, could not go on listening to its server, or could not do
-/// what it was asked to.
-///
-/// Every message names the thing, its value, and what would be right.
+/// What sort of error an [`Error`] is: enough to decide whether to try again, and whom to ask.
 ///
 /// ```
+/// use ivshmem::client::{Client, ErrorKind};
+///
+/// let error = Client::connect("/nowhere").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Connect);
+/// assert_eq!(error.kind().to_string(), "cannot connect");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller asked for something that does not exist or cannot be: a peer, a vector, an
+    /// offset, a path.
+    InvalidArgument,
+    /// There is no server at the path, or it does not admit this process. Trying again later may
+    /// help.
+    Connect,
+    /// The server did not answer in time. Trying again later may help.
+    Timeout,
+    /// The server closed the connection. Connecting again later may help.
+    Closed,
+    /// The server broke the protocol. It is not an ivshmem server, or it has a bug.
+    Protocol,
+    /// The shared memory cannot be used.
+    Memory,
+    /// A system call of this process failed.
+    System,
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InvalidArgument => "invalid argument",
+            Self::Connect => "cannot connect",
+            Self::Timeout => "timed out",
+            Self::Closed => "connection closed",
+            Self::Protocol => "protocol violation",
+            Self::Memory => "unusable shared memory",
+            Self::System => "system call failed",
+        })
+    }
+}
+
+/// Why a client could not connect, lost its server, or could not do what it was asked to do.
+///
+/// Every message names the thing, its value, and what would be right. It does not contain the text
+/// of the [`source`](std::error::Error::source), so print both.
+///
+/// ```
+/// use std::error::Error as _;
 /// use ivshmem::client::{Client, Error};
 ///
 /// let error = Client::connect("/nowhere").unwrap_err();
 /// assert!(matches!(error, Error::Connect { .. }));
-/// assert!(error.to_string().starts_with("cannot connect to a server at \"/nowhere\""));
+/// assert_eq!(error.to_string(), "cannot connect to a server at \"/nowhere\"");
+/// assert!(error.source().unwrap().to_string().starts_with("No such file or directory"));
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,23 +83,23 @@ pub enum Error {
         /// The path as given.
         path: PathBuf,
     },
-    /// There is no server at the path, or it does not let this process in.
-    #[error("cannot connect to a server at {path:?}: {source}")]
+    /// There is no server at the path, or it does not admit this process.
+    #[error("cannot connect to a server at {path:?}")]
     Connect {
         /// The path as given.
         path: PathBuf,
-        /// Why it failed.
+        /// What the system said.
         source: io::Error,
     },
     /// The server did not complete the greeting in time.
     #[error(
-        "the server did not complete its greeting within {limit:?}: {missing} is missing; it \
-         may be stopped, or something else may listen there"
+        "the server did not complete its greeting within {limit:?}: {missing} is missing; the \
+         server may be stopped, or another program may listen at this path"
     )]
     Timeout {
-        /// The time that it had.
+        /// The time limit.
         limit: Duration,
-        /// What would have come next.
+        /// What the client was waiting for.
         missing: String,
     },
     /// The server closed the connection.
@@ -58,13 +108,13 @@ pub enum Error {
     /// The server closed the connection in the middle of a message.
     #[error("the server closed the connection {bytes} bytes into a message; a message has 8")]
     CutShort {
-        /// Bytes of the message that came.
+        /// Bytes of the message that were received.
         bytes: usize,
     },
     /// The connection failed.
-    #[error("cannot receive from the server: {source}")]
+    #[error("cannot receive from the server")]
     Receive {
-        /// Why it failed.
+        /// What the system said.
         source: io::Error,
     },
     /// The server speaks another version of the protocol, or another protocol.
@@ -73,15 +123,15 @@ pub enum Error {
         /// The first number that it sent.
         version: i64,
     },
-    /// A number that means nothing in this place.
+    /// The server sent a number that is not allowed at this point.
     #[error("the server sent {value} where {expected} was expected")]
     Unexpected {
         /// The number.
         value: i64,
-        /// What would have been right.
+        /// What is allowed.
         expected: &'static str,
     },
-    /// A message came without the descriptor that belongs to it.
+    /// A message came without the descriptor that it must have.
     #[error("the server sent {value}, {what}, without a descriptor; it must come with one")]
     NoDescriptor {
         /// The number in the message.
@@ -89,25 +139,25 @@ pub enum Error {
         /// What the message is.
         what: &'static str,
     },
-    /// A message came with more descriptors than belong to it.
+    /// A message came with more descriptors than it may have.
     #[error("the server sent {value}, {what}, with {count} descriptors; it must come with {right}")]
     SurplusDescriptors {
         /// The number in the message.
         value: i64,
         /// What the message is.
         what: &'static str,
-        /// The descriptors that came.
+        /// How many descriptors came.
         count: usize,
-        /// The descriptors that belong to it.
+        /// How many it must have.
         right: usize,
     },
-    /// Descriptors were lost on the way.
+    /// Descriptors were lost between the server and this process.
     #[error(
-        "descriptors that the server sent were cut off: it sent more than one with a message, or \
-         this process has no descriptor left (then raise RLIMIT_NOFILE)"
+        "this process cannot take all descriptors that the server sent: it has too many open files \
+         (raise RLIMIT_NOFILE)"
     )]
     Truncated,
-    /// What came as a vector is no eventfd.
+    /// The descriptor of a vector is not an eventfd.
     #[error("the descriptor for vector {vector} of peer {peer} is not an eventfd")]
     NotAnEventfd {
         /// Whose vector.
@@ -123,25 +173,25 @@ pub enum Error {
         /// Whose vectors.
         peer: u16,
     },
-    /// A peer left who was never here.
-    #[error("the server says that peer {peer} left, but it was not here")]
+    /// The server said that a peer left that had not joined.
+    #[error("the server says that peer {peer} left, but that peer had not joined")]
     UnknownLeft {
-        /// Who.
+        /// The peer's id.
         peer: u16,
     },
-    /// The server says that this very client left.
-    #[error("the server says that peer {peer} left, but that is this client, and it is here")]
+    /// The server said that this client itself left.
+    #[error("the server says that peer {peer} left, but that is this client itself")]
     SelfLeft {
         /// This client's id.
         peer: u16,
     },
-    /// What came as shared memory cannot be that.
+    /// The descriptor of the shared memory is not a file, or the file is empty.
     #[error("the server's shared memory is {kind}; it must be a file of at least 1 byte")]
     MemoryKind {
         /// What it is, with its article.
         kind: &'static str,
     },
-    /// The shared memory is not of this size.
+    /// The shared memory does not have the size that the caller asked for.
     #[error("the server's shared memory has {size} bytes; {wanted} were asked for")]
     MemorySize {
         /// Its size, in bytes.
@@ -149,16 +199,16 @@ pub enum Error {
         /// The size that was asked for, in bytes.
         wanted: u64,
     },
-    /// Somebody cut the shared memory off since it was mapped: what lies behind its end
-    /// cannot be touched any more, since that is SIGBUS.
+    /// A peer or the server truncated the shared memory after it was mapped. An access behind its
+    /// new end would raise SIGBUS.
     #[error(
-        "the shared memory shrank from {mapped} to {size} bytes; some client or the server \
-         truncated it (a server whose memory is sealed, --memfd, does not let them)"
+        "the shared memory shrank from {mapped} to {size} bytes; a peer or the server \
+         truncated it (memory that is sealed, --memfd, cannot be truncated)"
     )]
     MemoryShrank {
         /// Bytes that are mapped.
         mapped: u64,
-        /// Bytes that are left.
+        /// Bytes that the object still has.
         size: u64,
     },
     /// An access that does not lie in the shared memory.
@@ -171,7 +221,7 @@ pub enum Error {
         /// Bytes of the memory.
         size: usize,
     },
-    /// A number in the shared memory lies at a multiple of its size.
+    /// The offset of a number must be a multiple of its size.
     #[error("offset {offset} is not a multiple of {size}, the size of the number there")]
     MemoryAlignment {
         /// The offset.
@@ -180,48 +230,77 @@ pub enum Error {
         size: usize,
     },
     /// A system call for the memory failed.
-    #[error("cannot {action} the shared memory: {source}")]
+    #[error("cannot {action} the shared memory")]
     Memory {
         /// What was tried.
         action: &'static str,
-        /// Why it failed.
+        /// What the system said.
         source: io::Error,
     },
-    /// There is no peer of this id.
+    /// No peer has this id.
     #[error("there is no peer {peer}")]
     UnknownPeer {
         /// The id asked for.
         peer: u16,
     },
-    /// The peer has no such vector.
+    /// The peer does not have this vector.
     #[error("peer {peer} has no vector {vector}; it has {has}, counted from 0")]
     UnknownVector {
         /// The peer.
         peer: u16,
         /// The vector asked for.
         vector: u32,
-        /// How many it has.
+        /// How many vectors it has.
         has: u32,
     },
-    /// The vector is waited on elsewhere.
-    #[error("vector {vector} is taken already; share that `Vector`, or drop it first")]
+    /// There is a [`Vector`](super::Vector) for this vector already.
+    #[error("vector {vector} is taken already; use that `Vector`, or drop it first")]
     VectorTaken {
         /// The vector asked for.
         vector: u32,
     },
     /// A system call that the client itself needs failed.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}")]
     System {
         /// What was tried.
         action: &'static str,
-        /// Why it failed.
+        /// What the system said.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// Whether it is the server's end, and not something that it did wrong: to connect again
-    /// later may help.
+    /// What sort of error it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::SocketPathLength { .. }
+            | Self::MemoryBounds { .. }
+            | Self::MemoryAlignment { .. }
+            | Self::UnknownPeer { .. }
+            | Self::UnknownVector { .. }
+            | Self::VectorTaken { .. } => ErrorKind::InvalidArgument,
+            Self::Connect { .. } => ErrorKind::Connect,
+            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Closed => ErrorKind::Closed,
+            Self::CutShort { .. }
+            | Self::Version { .. }
+            | Self::Unexpected { .. }
+            | Self::NoDescriptor { .. }
+            | Self::SurplusDescriptors { .. }
+            | Self::NotAnEventfd { .. }
+            | Self::TooManyVectors { .. }
+            | Self::UnknownLeft { .. }
+            | Self::SelfLeft { .. } => ErrorKind::Protocol,
+            Self::MemoryKind { .. }
+            | Self::MemorySize { .. }
+            | Self::MemoryShrank { .. }
+            | Self::Memory { .. } => ErrorKind::Memory,
+            Self::Receive { .. } | Self::Truncated | Self::System { .. } => ErrorKind::System,
+        }
+    }
+
+    /// Whether the server closed the connection without an error before. Connecting again later
+    /// may help.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed)
     }

@@ -10,8 +10,8 @@ use std::thread::{self, JoinHandle};
 use ivshmem::{Client, Error, Server, Stopper};
 use nix::unistd::mkdtemp;
 
-use crate::Failure;
 use crate::args::Args;
+use crate::{Failure, chain};
 
 /// A server, and how to join it.
 pub(crate) struct Host {
@@ -31,8 +31,9 @@ impl Host {
     /// Starts a server, or looks whether the given one is there.
     pub(crate) fn open(args: &Args) -> Result<Self, Failure> {
         if let Some(socket) = &args.socket {
-            let client = Client::connect(socket)
-                .map_err(|error| format!("cannot join the server at {socket:?}: {error}"))?;
+            let client = Client::connect(socket).map_err(|error| {
+                format!("cannot join the server at {socket:?}: {}", chain(&error))
+            })?;
             if client.vectors() == 0 {
                 return Err(format!("the server at {socket:?} gives no vectors").into());
             }

@@ -27,7 +27,7 @@ use memory::Way;
 use report::Report;
 use stats::Spread;
 
-/// An error whose text says everything.
+/// Any error; its sources are printed with it.
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -42,10 +42,16 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "ivshmem-bench: {error}");
+            let _ = writeln!(io::stderr(), "ivshmem-bench: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and all its sources, on one line: no error contains the text of its source.
+fn chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |source| (*source).source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 fn bench(args: &Args) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use ivshmem::client::{Client, Error, Event, Peer};
 use serde_json::{Value, json};
 
 use crate::command::{Command, Form, HELP, Target};
-use crate::output::{self, Output};
+use crate::output::{self, Output, chain};
 
 /// The most that one `read` shows.
 const MOST: usize = 1 << 20;
@@ -82,10 +82,10 @@ impl Session {
                 }
                 Event::Disconnected { reason } => {
                     if !reason.is_closed() {
-                        out.warn(&format!("ivshmem-client: {reason}"));
+                        out.warn(&format!("ivshmem-client: {}", chain(&reason)));
                     }
                     out.say("disconnected from server");
-                    let reason = reason.to_string();
+                    let reason = chain(&reason);
                     out.object(|| json!({"event": "disconnected", "reason": reason}));
                     connected = false;
                 }
@@ -110,7 +110,7 @@ impl Session {
                 .memory()
                 .write(*offset, bytes)
                 .map(|()| json!({"length": bytes.len()}))
-                .map_err(|error| error.to_string()),
+                .map_err(|error| chain(&error)),
             Command::Wait { vector, .. } if *vector >= self.client.vectors() => {
                 let id = self.client.id();
                 Err(format!("invalid vector {vector} on peer {id}"))
@@ -164,7 +164,7 @@ impl Session {
             Target::Peer(peer) => client.ring_peer(known(peer)?),
             Target::All => client.ring_all(),
         }
-        .map_err(|error| error.to_string())
+        .map_err(|error| chain(&error))
     }
 
     fn read(
@@ -178,7 +178,7 @@ impl Session {
             return Err(format!("{len} bytes are more than one read can show; {MOST} are not"));
         }
         let mut bytes = vec![0; len];
-        self.client.memory().read(offset, &mut bytes).map_err(|error| error.to_string())?;
+        self.client.memory().read(offset, &mut bytes).map_err(|error| chain(&error))?;
         out.say(match form {
             Form::Dump => output::dump(offset, &bytes),
             Form::Hex => output::hex(&bytes),
