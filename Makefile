@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# The two commands: `make run` and `make check`. `make help` lists the rest.
+# `make run` starts a server, `make check` runs all tests. `make help` lists the other targets.
 
 CARGO ?= cargo
 
@@ -11,37 +11,44 @@ PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run check check-full bench soak fuzz install uninstall header clean
+.PHONY: all help run deps check check-full msrv mutants deny bench soak fuzz install uninstall header clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
 	$(CARGO) build --release --lib --no-default-features
 	ln -sf libivshmem_server.so $(TARGET)/libivshmem_server.so.1
 
-help: ## Say what there is
+help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: ## Start a server in the foreground and say how to attach a QEMU: ARGS=
+run: ## Start a server in the foreground and print how to attach a QEMU: ARGS=
 	@scripts/rust && scripts/need cc:gcc
 	@$(CARGO) build --release --quiet --bin ivshmem-server
 	@exec $(TARGET)/ivshmem-server -F --hint $(ARGS)
 
-check: ## Install what the tests need, and run them all
+deps: ## Install what the tests need (Debian packages)
+	@scripts/deps
+
+check: ## Install what the tests need, then run all checks and tests
+	@[ -d tests ] || { echo "make check: the tests are in the repository, not in this package" >&2; exit 1; }
 	@scripts/check
 
-check-full: ## The largest sizes, in a guest
+check-full: ## Run the tests of the largest sizes, in a virtual machine
 	@scripts/check-full $(ARGS)
 
-bench: ## Measure: OTHER=/path/to/another/ivshmem-server for a comparison
+msrv: ## Build both packages with the oldest Rust that is supported
+	@scripts/msrv
+
+bench: ## Run the benchmarks: OTHER=/path/to/another/ivshmem-server to compare with
 	@scripts/rust && scripts/need cc:gcc
 	$(CARGO) bench --bench scale -- $(if $(OTHER),--other $(OTHER))
 	$(CARGO) bench --bench hostile
 
-soak: ## Churn, stalls and kills for some minutes: SOAK_SECONDS=180 SOAK_SEED=
+soak: ## Let clients join, stall and die for some minutes: SOAK_SECONDS=180 SOAK_SEED=
 	@scripts/rust && scripts/need cc:gcc
 	SOAK_SECONDS=$(or $(SOAK_SECONDS),180) $(CARGO) test --release --test soak -- --nocapture
 
-fuzz: ## Fuzz what is parsed, and the server: FUZZ_SECONDS=60 for each target
+fuzz: ## Fuzz the parsers, the server and the client: FUZZ_SECONDS=60 for each target
 	@scripts/rust && scripts/need cc:gcc c++:g++
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
 	set -e; for target in number command_line interleave client; do \
@@ -50,7 +57,7 @@ fuzz: ## Fuzz what is parsed, and the server: FUZZ_SECONDS=60 for each target
 			-- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=400 -timeout=60; \
 	done
 
-# `make` first, as whoever is allowed to install need not be able to build.
+# It builds nothing: root, who installs, may have no Rust. Run `make` first.
 install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
 	install -m 755 $(addprefix $(TARGET)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)
@@ -61,10 +68,9 @@ install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 		-e 's|@VERSION@|$(VERSION)|' ivshmem-server.pc.in \
 		> $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc
-	@# The loader finds a library in a new place only after this; a package does it by itself.
-	@# Only root can say so to the loader of the whole system.
+	@# The loader finds a new library only after ldconfig, which needs root. A package runs it by itself.
 	@if [ -n "$(DESTDIR)" ]; then :; elif [ "$$(id -u)" = 0 ]; then ldconfig; else \
-		echo "not root, so programs find the library by LD_LIBRARY_PATH=$(LIBDIR) only"; \
+		echo "not root: ldconfig was not run; programs need LD_LIBRARY_PATH=$(LIBDIR) to find the library"; \
 	fi
 
 uninstall: ## Remove what `make install` put there
@@ -72,7 +78,7 @@ uninstall: ## Remove what `make install` put there
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/libivshmem_server,.a .so .so.1)
 	rm -f $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc $(DESTDIR)$(INCLUDEDIR)/ivshmem-server.h
 
-header: ## Make include/ivshmem-server.h anew from src
+header: ## Generate include/ivshmem-server.h from src
 	IVSHMEM_WRITE_HEADER=1 $(CARGO) test --quiet --test header committed
 
 clean: ## Remove what was built

@@ -28,6 +28,8 @@ const FUNCTIONS: [&str; 7] = [
     "ivshmem_server_start",
 ];
 
+const PROGRAMS: [&str; 3] = ["ivshmem-bench", "ivshmem-client", "ivshmem-server"];
+
 #[test]
 fn the_shared_library_exports_the_seven_functions_and_nothing_else() {
     need("nm", "binutils");
@@ -204,7 +206,7 @@ fn the_example_builds_and_runs_with_the_installed_static_library() {
 fn the_installed_program_runs_and_uninstall_leaves_no_file() {
     let tree = install();
     assert_eq!(tree.pkg_config(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
-    for program in ["ivshmem-server", "ivshmem-client", "ivshmem-bench"] {
+    for program in PROGRAMS {
         expect_success(Command::new(tree.path("usr/bin").join(program)).arg("-h"));
     }
     assert!(tree.path("usr/include/ivshmem-server.h").is_file());
@@ -214,4 +216,94 @@ fn the_installed_program_runs_and_uninstall_leaves_no_file() {
         &[tree.root.path().as_os_str(), "!".as_ref(), "-type".as_ref(), "d".as_ref()],
     );
     assert_eq!(left, Vec::<String>::new());
+}
+
+/// The files that `cargo publish` would put into a package, by their paths in it.
+fn shipped(package: &str) -> BTreeSet<String> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["package", "--list", "--allow-dirty", "--quiet", "--package", package]);
+    cargo.arg("--manifest-path").arg(project("Cargo.toml"));
+    let list = String::from_utf8(expect_success(&mut cargo).stdout).expect("text");
+    list.lines().map(str::to_owned).collect()
+}
+
+/// Where the links of a Markdown text lead, those to other sites left out.
+fn links(text: &str) -> Vec<&str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let local = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    local.map(|target| target.split('#').next().expect("the part before it")).collect()
+}
+
+#[test]
+fn each_package_has_the_files_that_its_readme_and_documents_link_to() {
+    for (package, directory) in [("ivshmem", "ivshmem"), ("ivshmem-server", ".")] {
+        let files = shipped(package);
+        for page in files.iter().filter(|file| file.ends_with(".md")) {
+            let path = project(directory).join(page);
+            let text = fs::read_to_string(&path).expect("a page that is shipped");
+            let parent = Path::new(page).parent().expect("a file has a directory");
+            for link in links(&text) {
+                let target = parent.join(link);
+                // In docs/, a link to the root begins with `../`.
+                let target = target.to_str().expect("text").replace("docs/../", "");
+                assert!(files.contains(&target), "{package}: {page} links to {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_package_has_what_building_and_installing_the_c_library_needs() {
+    let files = shipped("ivshmem-server");
+    let makefile = fs::read_to_string(project("Makefile")).expect("it is there");
+    for file in [
+        "build.rs",
+        "Makefile",
+        "LICENSE",
+        "include/ivshmem-server.h",
+        "ivshmem-server.pc.in",
+        "examples/event_loop.c",
+    ] {
+        assert!(files.contains(file), "no {file} in {files:?}");
+    }
+    // The scripts that these targets call. The other targets are for the repository.
+    for target in ["all", "run", "install", "uninstall"] {
+        let start = format!("\n{target}:");
+        let (_, recipe) = makefile.split_once(&start).expect("a target of that name");
+        let recipe = recipe.split("\n\n").next().expect("the part before the next target");
+        for rest in recipe.split("scripts/").skip(1) {
+            let name = rest.split_whitespace().next().expect("a name");
+            let script = format!("scripts/{name}");
+            assert!(files.contains(&script), "make {target}: no {script} in {files:?}");
+        }
+    }
+    let library = shipped("ivshmem");
+    for file in ["LICENSE", "README.md", "examples/server.rs", "examples/client.rs"] {
+        assert!(library.contains(file), "no {file} in {library:?}");
+    }
+}
+
+#[test]
+fn cargo_install_gives_the_three_programs() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let mut cargo = Command::new(env!("CARGO"));
+    // The test's own profile and target directory: most of it is built already.
+    let test = std::env::current_exe().expect("a test knows its own file");
+    let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+    cargo.args(["install", "--quiet", "--locked", "--no-track", "--path"]).arg(project("."));
+    cargo.arg("--root").arg(root.path());
+    cargo.arg("--target-dir").arg(profile.parent().expect("target"));
+    if !profile.ends_with("release") {
+        cargo.arg("--debug");
+    }
+    expect_success(&mut cargo);
+    let bin = root.path().join("bin");
+    let names: BTreeSet<String> = fs::read_dir(&bin)
+        .expect("programs")
+        .map(|entry| entry.expect("it can be read").file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(names, PROGRAMS.map(String::from).into());
+    for program in PROGRAMS {
+        expect_success(Command::new(bin.join(program)).arg("--version"));
+    }
 }

@@ -105,3 +105,8 @@ pub use error::Error;
 pub use memory::MemorySource;
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
 pub use server::{Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper};
+
+// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
