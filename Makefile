@@ -11,7 +11,7 @@ PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full msrv mutants deny bench soak fuzz install uninstall header clean
+.PHONY: all help run deps check check-full msrv bench soak fuzz install uninstall header clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins

@@ -104,7 +104,14 @@ pub(crate) const MATRIX: &[Row] = &[
         "ENOTDIR", "EPERM", "EROFS"]),
     row(Start, "chmod", Fails, 1, &["EPERM", "EROFS", "ENOENT", "EIO", "ENOMEM"]),
     // Going to the background, and the pid file.
-    row(Start, "ftruncate", Fails, 1, &["EIO", "EFBIG", "EPERM", "EINVAL"]),
+    row(Start, "mkdirat", FailsOrHarmless, 2, &["EACCES", "EEXIST", "ENOSPC", "EROFS", "ENOMEM", "EDQUOT"]),
+    row(Start, "newfstatat", FailsOrHarmless, 1, &["EACCES", "ENOMEM", "EIO"]),
+    row(Start, "fcntl(F_OFD_SETLK)", Fails, 1, &["ENOLCK", "EAGAIN", "EBADF"]),
+    row(Start, "fchmod", Fails, 1, &["EPERM", "EROFS", "EIO"]),
+    row(Start, "linkat", Fails, 2, &["EEXIST", "EPERM", "ENOSPC", "EROFS", "EIO"]),
+    // The next start clears it.
+    row(Start, "unlinkat", MayLeaveBehind, 1, &["EIO", "EACCES", "EROFS"]),
+    row(Start, "renameat2", FailsOrHarmless, 1, &["EINVAL", "EIO"]),
     row(Start, "setsid", Fails, 1, &["EPERM"]),
     row(Start, "dup2", Harmless, 1, &["EBADF", "EBUSY", "EMFILE"]),
     row(Start, "fcntl(F_DUPFD_CLOEXEC)", Fails, 1, &["EMFILE"]),

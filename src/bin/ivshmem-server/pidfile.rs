@@ -1,101 +1,228 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The pid file: claimed before anything else, so that two daemons do not share one.
+//!
+//! Only a pid file is ever replaced or removed: a regular file that belongs to this user, has one name, and is empty or
+//! holds one decimal number and a newline. Everything goes through one descriptor of the directory and follows no
+//! symbolic link; what is removed is first moved to a private directory and looked at there (see `room`). So another user
+//! who can change the directory cannot redirect this process to another file.
+//!
+//! A running daemon is known by a write lock (of the open file description) on its pid file. A lock that conflicts with
+//! read locks would be no good: every user may read the file, and so may take a read lock. So the lock is taken while no
+//! other user can open the file, and others only ask for write locks, which need write permission.
 
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+mod room;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open, openat};
 use nix::sys::signal::kill;
-use nix::unistd::Pid;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::unistd::{Pid, geteuid};
 
 use crate::Failure;
+use room::Room;
 
 /// A pid file that is ours while this lives; removed then.
 pub(crate) struct PidFile {
-    path: PathBuf,
-    file: Flock<File>,
+    name: Name,
+    file: File,
 }
 
 impl PidFile {
     /// Takes `path`, unless a running daemon has it.
     pub(crate) fn claim(path: &Path) -> Result<Self, Failure> {
-        let failed = |error: io::Error| {
-            format!("cannot write pid file {path:?}: {error}; choose another file with -p")
-        };
-        loop {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
-                .map_err(failed)?;
-            let failed = |error| {
-                // An empty file that nobody has locked is what opening has just made.
-                if fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0) {
-                    let _ = fs::remove_file(path);
-                }
-                failed(error)
-            };
-            if !file.metadata().map_err(failed)?.is_file() {
-                return Err(format!("pid file {path:?} is not a regular file").into());
-            }
-            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => file,
-                Err((mut file, Errno::EAGAIN)) => {
-                    let mut pid = String::new();
-                    let _ = file.read_to_string(&mut pid);
-                    // Until its owner writes it, it has what a killed daemon left, or nothing.
-                    let pid = pid.trim().parse().ok().map(Pid::from_raw);
-                    let who = match pid.filter(|&pid| kill(pid, None) != Err(Errno::ESRCH)) {
-                        Some(pid) => format!("(pid {pid})"),
-                        None => "that is starting".to_owned(),
-                    };
-                    return Err(format!(
-                        "pid file {path:?} belongs to a running process {who}; stop it, or \
-                         choose another file with -p"
-                    )
-                    .into());
-                }
-                Err((_, errno)) => return Err(failed(errno.into()).into()),
-            };
-            let path = std::path::absolute(path).map_err(failed)?;
-            let claim = Self { path, file };
-            // The one who had it may have removed it between our opening and our locking.
-            if claim.is_still_there() {
-                // What a killed daemon left is not to be taken for ours.
-                claim.file.set_len(0).map_err(failed)?;
-                return Ok(claim);
-            }
+        let name = Name::new(path)?;
+        let room = Room::enter(&name)?;
+        if let Some(stale) = name.stale_file(name.directory.as_fd(), &name.file)? {
+            room.remove(&stale)?;
         }
+        let file = room.create()?;
+        drop(room);
+        Ok(Self { name, file })
     }
 
     /// Writes this process's id.
     pub(crate) fn write(&self) -> Result<(), Failure> {
-        (&*self.file)
+        (&self.file)
             .write_all(format!("{}\n", std::process::id()).as_bytes())
-            .map_err(|error| format!("cannot write pid file {:?}: {error}", self.path).into())
+            .map_err(|error| format!("cannot write {}: {error}", self.name).into())
     }
 
-    fn is_still_there(&self) -> bool {
-        match (fs::metadata(&self.path), self.file.metadata()) {
-            (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
-            _ => false,
+    fn remove(&self) -> Result<(), Failure> {
+        let ours = fstat(&self.file).map_err(|errno| self.name.failed("look at", errno))?;
+        if !self.name.stat().is_ok_and(|there| is_same(&there, &ours)) {
+            return Ok(());
         }
+        Room::enter(&self.name)?.remove(&ours)
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if self.is_still_there() {
-            if let Err(error) = fs::remove_file(&self.path) {
-                log::warn!("cannot remove pid file {:?}: {error}", self.path);
-            }
+        if let Err(error) = self.remove() {
+            log::warn!("{error}");
         }
     }
+}
+
+/// Whether both are one object.
+fn is_same(one: &FileStat, other: &FileStat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
+
+/// A name in a directory that is held open.
+struct Name {
+    directory: OwnedFd,
+    file: OsString,
+    /// As it was given, for messages.
+    path: PathBuf,
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "pid file {:?}", self.path)
+    }
+}
+
+impl Name {
+    fn new(path: &Path) -> Result<Self, Failure> {
+        let Some(file) = path.file_name() else {
+            return Err(
+                format!("pid file {path:?} has no file name; choose another with -p").into()
+            );
+        };
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(parent, flags, Mode::empty()).map_err(|errno| {
+            format!("cannot open the directory of pid file {path:?}: {}", errno.desc())
+        })?;
+        Ok(Self { directory, file: file.to_owned(), path: path.to_owned() })
+    }
+
+    /// What is there now; a symbolic link is not followed.
+    fn stat(&self) -> nix::Result<FileStat> {
+        fstatat(&self.directory, self.file.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+    }
+
+    /// An error that says what else can be done.
+    fn failed(&self, what: &str, errno: Errno) -> Failure {
+        format!("cannot {what} {self}: {}; choose another file with -p", errno.desc()).into()
+    }
+
+    fn refuse(&self, why: &str) -> Failure {
+        format!("{self} {why}; remove it, or choose another file with -p").into()
+    }
+
+    /// The pid file that `file` in `directory` is, if it may be replaced; `None` if nothing is there. It is an error if
+    /// it is something else, or belongs to a running daemon.
+    fn stale_file(
+        &self,
+        directory: impl AsFd + Copy,
+        file: &OsString,
+    ) -> Result<Option<FileStat>, Failure> {
+        let failed = |errno| self.failed("look at", errno);
+        let file = file.as_os_str();
+        // Before it is opened: to open a device can have an effect.
+        let there = match fstatat(directory, file, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => return Ok(None),
+            there => there.map_err(failed)?,
+        };
+        let kind = SFlag::from_bits_truncate(there.st_mode) & SFlag::S_IFMT;
+        if kind != SFlag::S_IFREG {
+            return Err(self.refuse(&format!("is {}, not a regular file", name_of(kind))));
+        }
+        if there.st_uid != geteuid().as_raw() {
+            return Err(self.refuse(&format!("belongs to user {}", there.st_uid)));
+        }
+        if there.st_nlink > 1 {
+            return Err(self.refuse(&format!("has {} names (hard links)", there.st_nlink)));
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let opened = openat(directory, file, flags, Mode::empty()).map_err(failed)?;
+        let stat = fstat(&opened).map_err(failed)?;
+        if !is_same(&stat, &there) {
+            return Err(self.refuse("is being changed by another process"));
+        }
+        let mut content = Vec::new();
+        let locked = is_write_locked(&opened).map_err(failed)?;
+        // Longer than any number.
+        File::from(opened)
+            .take(64)
+            .read_to_end(&mut content)
+            .map_err(|error| format!("cannot read {self}: {error}"))?;
+        if locked {
+            return Err(self.in_use(&content));
+        }
+        match content.split_last() {
+            None => {}
+            Some((b'\n', [_, ..]))
+                if content[..content.len() - 1].iter().all(u8::is_ascii_digit) => {}
+            Some(_) => {
+                let start = String::from_utf8_lossy(&content[..content.len().min(20)]).into_owned();
+                return Err(self.refuse(&format!(
+                    "holds other text than a process id (it begins with {start:?})"
+                )));
+            }
+        }
+        Ok(Some(stat))
+    }
+
+    /// The error about a file that a daemon has locked.
+    fn in_use(&self, content: &[u8]) -> Failure {
+        let pid = std::str::from_utf8(content).ok().and_then(|text| text.trim().parse().ok());
+        // Until its owner writes it, it is empty.
+        let who = match pid.map(Pid::from_raw).filter(|&pid| kill(pid, None) != Err(Errno::ESRCH)) {
+            Some(pid) => format!("(pid {pid})"),
+            None => "that is starting".to_owned(),
+        };
+        format!(
+            "{self} belongs to a running process {who}; stop it, or choose another file with -p"
+        )
+        .into()
+    }
+}
+
+fn name_of(kind: SFlag) -> &'static str {
+    match kind {
+        SFlag::S_IFLNK => "a symbolic link",
+        SFlag::S_IFDIR => "a directory",
+        SFlag::S_IFIFO => "a FIFO",
+        SFlag::S_IFSOCK => "a socket",
+        SFlag::S_IFCHR | SFlag::S_IFBLK => "a device",
+        _ => "of an unknown kind",
+    }
+}
+
+/// A lock on the whole file.
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+/// Takes the write lock.
+fn write_lock(file: impl AsFd) -> nix::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))).map(drop)
+}
+
+/// Whether another open file description has the write lock. Read locks do not count.
+fn is_write_locked(file: impl AsFd) -> nix::Result<bool> {
+    // Only a write lock keeps a read lock away.
+    let mut lock = whole_file(libc::F_RDLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }
