@@ -324,6 +324,62 @@ fn a_ring_is_seen_once_by_the_client_or_by_the_vector_that_was_taken() {
     drop(vector);
 }
 
+/// strace makes each connect(2) end like one that a signal interrupts after 10 ms.
+#[test]
+fn signals_do_not_make_the_time_to_connect_longer() {
+    let interrupted =
+        "-f -qq -o /dev/null -e trace=connect -e inject=connect:error=EINTR:delay_enter=10000";
+    let ended = run(Command::new("strace")
+        .args(interrupted.split(' '))
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", "connects_while_signals_come", "--ignored", "--nocapture"]));
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stdout.contains("test result: ok. 1 passed"), "{ended:?}");
+}
+
+#[test]
+#[ignore = "another test starts it, as a process whose connects are interrupted"]
+fn connects_while_signals_come() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let limit = Duration::from_millis(300);
+    let start = Instant::now();
+    let error = Client::builder().connect_timeout(limit).connect(&path).unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+    assert!(start.elapsed() >= limit && start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+}
+
+/// strace makes each poll(2) but a thread's first end like one that a signal interrupts after 10 ms.
+#[test]
+fn signals_do_not_make_the_quiet_time_longer() {
+    let interrupted =
+        "-f -qq -o /dev/null -e trace=poll -e inject=poll:error=EINTR:delay_enter=10000:when=2+";
+    let ended = run(Command::new("strace")
+        .args(interrupted.split(' '))
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", "waits_for_quiet_while_signals_come", "--ignored", "--nocapture"]));
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stdout.contains("test result: ok. 1 passed"), "{ended:?}");
+}
+
+#[test]
+#[ignore = "another test starts it, as a process whose polls are interrupted"]
+fn waits_for_quiet_while_signals_come() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("socket");
+    let mut server = ivshmem::Server::builder().socket_path(&path).start().expect("it starts");
+    let stopper = server.stopper().expect("an eventfd");
+    let serving = thread::spawn(move || server.run());
+    // The first is not interrupted, since the start of a program needs one.
+    poll(&mut [], PollTimeout::ZERO).expect("it works");
+    let limit = Duration::from_secs(5);
+    let client = Client::builder().connect_timeout(limit).connect(&path);
+    stopper.stop();
+    serving.join().expect("no panic").expect("it serves");
+    assert_eq!(client.expect("the quiet time ends").vectors(), 1);
+}
+
 /// strace makes each read of a vector take half a second, so that it comes when the dropped vector has looked already.
 #[test]
 fn a_ring_while_a_vector_is_dropped_is_not_lost() {

@@ -598,7 +598,7 @@ fn a_server_that_does_not_accept_is_an_error_in_time() {
         let _queued = UnixStream::connect(&path).expect("the one that may wait");
         let error = client().connect_timeout(SHORT).connect(&path).unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
-        says(&error, &["accepting"]);
+        says(&error, &["the acceptance of the connection"]);
     });
 }
 
@@ -721,6 +721,62 @@ fn a_vector_of_its_own_that_cannot_be_read_ends_the_connection() {
         });
         assert!(matches!(events[..], [Event::Vector { vector: 1 }]), "{events:?}");
         assert!(matches!(reason, Error::NotAnEventfd { peer: 3, vector: 1 }), "{reason:?}");
+    });
+}
+
+#[test]
+fn a_doorbell_that_is_full_and_blocking_does_not_block_the_client() {
+    alone(|| {
+        let (server, mut client) = connected();
+        let shared = eventfd();
+        server.give(7, &shared);
+        client.wait(Some(PATIENCE)).expect("it joins");
+        let doorbell = client.doorbell(7, 0).expect("it has joined");
+        shared.write(u64::MAX - 1).expect("there is room");
+        doorbell.ring().expect("full and non-blocking");
+        fcntl(&shared, FcntlArg::F_SETFL(OFlag::empty())).expect("it is an open file");
+        let (done, waits) = std::sync::mpsc::channel();
+        let ringing = thread::spawn(move || done.send(doorbell.ring().is_ok()));
+        let rung = waits.recv_timeout(PATIENCE);
+        // So that the thread ends in any case.
+        let count = shared.read().expect("it is full");
+        assert_eq!((rung, count), (Ok(true), u64::MAX - 1));
+        ringing.join().expect("no panic").expect("it was heard");
+        client.ring(7, 0).expect("blocking, but not full");
+        assert_eq!(shared.read(), Ok(1));
+    });
+}
+
+#[test]
+fn a_greeting_costs_the_same_for_each_message_however_many_peers_there_are() {
+    const PEERS: u16 = 10_000;
+    const MORE: usize = 100_000;
+    alone(|| {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
+        let (server, socket) = Wrong::pair();
+        let sending = thread::spawn(move || {
+            server.say(0);
+            server.say(PEERS.into());
+            server.give(-1, memory(4096));
+            let one = eventfd();
+            (0..PEERS).for_each(|peer| server.give(peer.into(), &one));
+            for _ in 0..MORE {
+                server.give(60_000, &one);
+                server.say(60_000);
+            }
+            server.vectors(PEERS, 1);
+            server
+        });
+        let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+        let before = clock.now().expect("a clock");
+        // It is not told how many vectors there are, so each message may complete the greeting.
+        let client = client().connect_timeout(6 * PATIENCE).adopt(socket);
+        let took = Duration::from(clock.now().expect("a clock") - before);
+        assert_eq!(client.as_ref().map(|client| client.peers().len()).ok(), Some(PEERS.into()));
+        drop((client, sending.join().expect("it could send")));
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("the old limit");
+        assert!(took < Duration::from_secs(3), "{took:?}");
     });
 }
 

@@ -57,7 +57,7 @@
 
 use std::fmt;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -470,6 +470,13 @@ impl AsFd for Client {
     /// Readable when [`dispatch`](Client::dispatch) has something to do.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
+    }
+}
+
+impl AsRawFd for Client {
+    /// The descriptor of [`as_fd`](AsFd::as_fd), for a loop that takes numbers.
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -112,7 +112,7 @@ impl Builder {
     /// but those of a client that is connected.
     pub fn connect(&self, path: impl AsRef<Path>) -> Result<Client, Error> {
         let deadline = Instant::now().checked_add(self.limit);
-        self.greet(connect(path.as_ref(), self.limit)?, deadline)
+        self.greet(connect(path.as_ref(), self.limit, deadline)?, deadline)
     }
 
     /// Takes a stream socket that is connected to a server, of which nothing has been read.
@@ -135,6 +135,8 @@ impl Builder {
         let mut table = PeerTable::default();
         // The server went on to tell of another peer after our own vectors.
         let mut passed = false;
+        // A signal must not start the quiet time anew.
+        let mut last_message = Instant::now();
         while !self.is_complete(&table, passed) {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
@@ -142,6 +144,7 @@ impl Builder {
                 return Err(Error::Timeout { limit: self.limit, missing });
             }
             if let Some(message) = reader.next(&socket)? {
+                last_message = Instant::now();
                 match table.apply(message)? {
                     Change::Peer(_) => passed = !table.own.is_empty(),
                     Change::Own => passed = false,
@@ -152,11 +155,14 @@ impl Builder {
             }
             let guessing =
                 self.vectors.is_none() && !table.own.is_empty() && table.memory.is_some();
-            let quiet = guessing.then_some(self.quiet);
+            let quiet = guessing.then(|| self.quiet.saturating_sub(last_message.elapsed()));
+            if quiet.is_some_and(|quiet| quiet.is_zero()) && self.quiet > Duration::ZERO {
+                break;
+            }
             let time = left.into_iter().chain(quiet).min();
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, milliseconds(time)) {
-                Ok(0) if guessing => break,
+                Ok(0) if guessing && quiet == time => break,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
                     return Err(Error::System {
@@ -187,7 +193,7 @@ impl Builder {
             && match self.vectors {
                 Some(vectors) => own >= vectors as usize,
                 None => {
-                    let others = table.peers.values().map(|peer| peer.vectors.len()).max();
+                    let others = table.most_vectors();
                     own > 0 && (passed || others.is_some_and(|others| own >= others))
                 }
             }
@@ -195,7 +201,7 @@ impl Builder {
 }
 
 /// A connected, non-blocking, close-on-exec socket.
-fn connect(path: &Path, limit: Duration) -> Result<UnixStream, Error> {
+fn connect(path: &Path, limit: Duration, deadline: Option<Instant>) -> Result<UnixStream, Error> {
     let failed = |errno: Errno| Error::Connect { path: path.to_owned(), source: errno.into() };
     let long = || Error::SocketPathLength { path: path.to_owned() };
     if path.as_os_str().is_empty() {
@@ -211,20 +217,20 @@ fn connect(path: &Path, limit: Duration) -> Result<UnixStream, Error> {
     })?;
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .map_err(failed)?;
-    // A server that does not accept, and whose queue is full, makes connect(2) wait; this is
-    // how long. 0 would be for ever.
-    let micros = limit.as_micros().clamp(1, 1_000_000_000_000_000);
-    let time = TimeVal::new((micros / 1_000_000) as i64, (micros % 1_000_000) as i64);
-    setsockopt(&socket, sockopt::SendTimeout, &time).map_err(failed)?;
     loop {
+        // connect(2) blocks while the server's queue of connections is full, for as long as this
+        // option says, and a signal starts that time anew. So what is left is set each time. 0
+        // would mean no limit.
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let micros = left.unwrap_or(limit).as_micros().clamp(1, 1_000_000_000_000_000);
+        let time = TimeVal::new((micros / 1_000_000) as i64, (micros % 1_000_000) as i64);
+        setsockopt(&socket, sockopt::SendTimeout, &time).map_err(failed)?;
         match nix::sys::socket::connect(socket.as_raw_fd(), &address) {
             Ok(()) => break,
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                return Err(Error::Timeout {
-                    limit,
-                    missing: "its accepting the connection".into(),
-                });
+            Err(Errno::EINTR) if left.is_none_or(|left| !left.is_zero()) => {}
+            Err(Errno::EAGAIN | Errno::EINTR) => {
+                let missing = "the acceptance of the connection".into();
+                return Err(Error::Timeout { limit, missing });
             }
             Err(errno) => return Err(failed(errno)),
         }

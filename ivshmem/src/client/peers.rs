@@ -46,9 +46,32 @@ pub(super) struct PeerTable {
     has_memory: bool,
     pub(super) own: Vec<Doorbell>,
     pub(super) peers: BTreeMap<u16, Entry>,
+    /// How many peers have a given number of vectors. Without it, each message of the greeting
+    /// would have to look at all peers.
+    with_vectors: BTreeMap<usize, usize>,
 }
 
 impl PeerTable {
+    /// The most vectors that any peer has, this client not counted. None without a peer.
+    pub(super) fn most_vectors(&self) -> Option<usize> {
+        self.with_vectors.last_key_value().map(|(&vectors, _)| vectors)
+    }
+
+    /// Counts a peer under the number of its vectors.
+    fn count(&mut self, vectors: usize) {
+        *self.with_vectors.entry(vectors).or_default() += 1;
+    }
+
+    /// Removes a peer from the count.
+    fn discount(&mut self, vectors: usize) {
+        if let Some(peers) = self.with_vectors.get_mut(&vectors) {
+            *peers -= 1;
+            if *peers == 0 {
+                self.with_vectors.remove(&vectors);
+            }
+        }
+    }
+
     /// What is to come next, where `vectors` were asked for, for a message about its not having
     /// come.
     pub(super) fn missing(&self, vectors: Option<u32>) -> String {
@@ -95,7 +118,10 @@ impl PeerTable {
         match message.descriptor("a peer's id")? {
             None if peer == own => Err(Error::SelfLeft { peer }),
             None => match self.peers.remove(&peer) {
-                Some(entry) => Ok(Change::Left(peer, entry.announced)),
+                Some(entry) => {
+                    self.discount(entry.vectors.len());
+                    Ok(Change::Left(peer, entry.announced))
+                }
                 None => Err(Error::UnknownLeft { peer }),
             },
             Some(fd) => {
@@ -113,11 +139,16 @@ impl PeerTable {
                 }
                 // A peer whose first vector is none is not known.
                 let doorbell = doorbell.ok_or(Error::NotAnEventfd { peer, vector })?;
-                match peer == own {
-                    true => self.own.push(doorbell),
-                    false => self.peers.entry(peer).or_default().vectors.push(doorbell),
+                if peer == own {
+                    self.own.push(doorbell);
+                    return Ok(Change::Own);
                 }
-                Ok(if peer == own { Change::Own } else { Change::Peer(peer) })
+                let vectors = &mut self.peers.entry(peer).or_default().vectors;
+                vectors.push(doorbell);
+                let has = vectors.len();
+                self.discount(has - 1);
+                self.count(has);
+                Ok(Change::Peer(peer))
             }
         }
     }

@@ -8,12 +8,13 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd;
@@ -58,26 +59,57 @@ impl Doorbell {
         Ok(Some(Self(Arc::new(fd))))
     }
 
-    /// Interrupts the peer. It is one `write(2)`.
+    /// Interrupts the peer. A peer that sees the ring also sees what this thread wrote to the
+    /// memory before it.
     ///
-    /// It would wait only for a peer that made its own eventfd a blocking one and filled it up
-    /// (2^64 - 2 rings, or one write of that number): the kernel knows no other way to write it.
+    /// It is one `write(2)`, and one `fcntl(2)` that checks that the write cannot block: any
+    /// process that has the eventfd can fill it (by one write of 2^64 - 2) and make it blocking.
+    /// An eventfd that is full counts as rung. One race remains: a process that fills the eventfd
+    /// and makes it blocking between these two calls makes `ring` block until the eventfd is read.
     ///
     /// # Errors
-    /// [`Error::System`] when the descriptor cannot be written to, which an eventfd always can.
+    /// [`Error::System`] when the descriptor cannot be written, which an eventfd always can.
     pub fn ring(&self) -> Result<(), Error> {
+        // The check is F_GETFL and not poll(2), which costs twice as much: QEMU and attackers make
+        // an eventfd blocking, but it nearly always is not.
+        let flags = fcntl(&self.0, FcntlArg::F_GETFL).map_err(cannot_ring)?;
+        if !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK) && !self.is_writable()? {
+            return Ok(());
+        }
         match unistd::write(&*self.0, &1u64.to_ne_bytes()) {
             Ok(_) => Ok(()),
-            // Nobody takes what was rung, and 2^64 - 2 of it is there: one more is not missed.
+            // It is full: it has been rung, and was not read since.
             Err(Errno::EAGAIN) => Ok(()),
-            Err(errno) => Err(Error::System { action: "ring a doorbell", source: errno.into() }),
+            Err(errno) => Err(cannot_ring(errno)),
         }
     }
+
+    /// Whether a write would not block.
+    fn is_writable(&self) -> Result<bool, Error> {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
+        loop {
+            match poll(&mut fds, PollTimeout::ZERO) {
+                Ok(_) => return Ok(fds[0].any().unwrap_or(true)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(cannot_ring(errno)),
+            }
+        }
+    }
+}
+
+fn cannot_ring(errno: Errno) -> Error {
+    Error::System { action: "ring a doorbell", source: errno.into() }
 }
 
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Doorbell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 
@@ -221,6 +253,40 @@ impl Vector {
                 return Ok(false);
             }
         }
+    }
+}
+
+impl AsFd for Vector {
+    /// The eventfd, for a loop of the caller's own: readable from the first ring until
+    /// [`take`](Vector::take), which is to be called then. [`wait`](Vector::wait) does not make it
+    /// unreadable. Read it by `take` only: another process can make the eventfd blocking.
+    ///
+    /// ```
+    /// # use std::os::fd::AsFd;
+    /// # use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # let stopper = server.stopper()?;
+    /// # let serving = std::thread::spawn(move || server.run());
+    /// # let client = ivshmem::Client::connect(&path)?;
+    /// let vector = client.vector(0)?;
+    /// client.ring(client.id(), 0)?;
+    /// poll(&mut [PollFd::new(vector.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+    /// assert_eq!(vector.take()?, 1);
+    /// # stopper.stop();
+    /// # serving.join().unwrap()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.eventfd.as_fd()
+    }
+}
+
+impl AsRawFd for Vector {
+    /// The descriptor of [`as_fd`](AsFd::as_fd), for a loop that takes numbers.
+    fn as_raw_fd(&self) -> RawFd {
+        self.eventfd.as_raw_fd()
     }
 }
 
