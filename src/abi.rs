@@ -9,7 +9,7 @@
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::mem::offset_of;
 
-/// The version of the protocol, which is the first thing a client is told.
+/// The version of the protocol. It is the first message that a client is sent.
 #[cfg(not(protocol_version_is_qemus))]
 pub const IVSHMEM_PROTOCOL_VERSION: i32 = 0;
 
@@ -66,8 +66,9 @@ pub union IvshmemServerPeerList {
 
 /// A client that is connected.
 ///
-/// It is the library's: to be read, not to be written, closed or freed. It stays until the
-/// ivshmem_server_handle_fds() in which the client leaves, or until ivshmem_server_close().
+/// It belongs to the library: read it, but do not write it, close its descriptors or free it. It
+/// stays until the ivshmem_server_handle_fds() or ivshmem_server_dispatch() that removes the
+/// client, or until ivshmem_server_close().
 #[repr(C)]
 pub struct IvshmemServerPeer {
     /// Its place in the list.
@@ -84,9 +85,17 @@ pub struct IvshmemServerPeer {
 
 /// A server.
 ///
-/// All of it may be read at any time; what is set by ivshmem_server_init() may be changed until
-/// ivshmem_server_start(), and `verbose` always. The structure must not move while the server
-/// runs, as the server is known by its address.
+/// The library knows a server by the address of its structure, so the structure must not move
+/// while the server runs.
+///
+/// The fields that ivshmem_server_init() sets may be changed until ivshmem_server_start(), and
+/// `verbose` also later, in the thread that serves. Which thread may read which field when:
+/// - `unix_sock_path`, `shm_path`, `use_shm_open`, `shm_size`, `n_vectors`: any thread, at any
+///   time after ivshmem_server_init(). The library only reads them.
+/// - `sock_fd`, `shm_fd`: any thread, but not while another thread is in ivshmem_server_start()
+///   or ivshmem_server_close(), which write them.
+/// - `cur_id`, `peer_list` and the peers: as above, and not while another thread is in
+///   ivshmem_server_handle_fds() or ivshmem_server_dispatch() either.
 #[repr(C)]
 pub struct IvshmemServer {
     /// Path of the UNIX socket.
@@ -97,7 +106,7 @@ pub struct IvshmemServer {
     pub shm_path: [c_char; 4096],
     /// Whether shm_path is a name, and not a directory.
     pub use_shm_open: bool,
-    /// Size of the shared memory in bytes, as asked for.
+    /// Size of the shared memory in bytes, before it is rounded up.
     pub shm_size: usize,
     /// The shared memory; -1 while the server does not run.
     pub shm_fd: c_int,
@@ -105,7 +114,7 @@ pub struct IvshmemServer {
     pub n_vectors: c_uint,
     /// The id that the next client gets.
     pub cur_id: u16,
-    /// Whether to print what happens to stdout.
+    /// Whether to print joins, departures and the like to stdout.
     pub verbose: bool,
     /// The peers, in the order in which they joined.
     pub peer_list: IvshmemServerPeerList,

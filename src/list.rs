@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The peers as C sees them: nodes, linked into the structure's list as QEMU's tail queue.
 //!
-//! In that queue each link holds the next node and the address of the link before it; the
-//! links of the head close the circle backward. Here it is only written. What is where is
-//! known from a record of our own, since C can overwrite nodes and head.
+//! In that queue each link holds the next node and the address of the link before it; the links
+//! of the head close the circle backward. This module only writes it. C can overwrite nodes and
+//! head, so the order of the nodes is kept in a record of our own: each node there names its
+//! neighbours by id. To find, add or remove a peer takes the same time for any number of peers.
 
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::{self, NonNull};
 
@@ -14,19 +16,20 @@ use super::abi::{
 };
 use ivshmem::Peer;
 
-/// A node, and what it was made with.
+/// A node, what it was made with, and its neighbours.
 #[derive(Debug)]
 struct Node {
     peer: NonNull<IvshmemServerPeer>,
     socket: RawFd,
-    id: u16,
+    before: Option<u16>,
+    after: Option<u16>,
 }
 
-// SAFETY: the node is an allocation of ours that is freed once, by whichever thread drops it.
+// SAFETY: the node is an allocation of ours that is freed once, by the thread that drops it.
 unsafe impl Send for Node {}
 
 impl Node {
-    fn new(peer: &Peer<'_>) -> Self {
+    fn new(peer: &Peer<'_>, before: Option<u16>) -> Self {
         let none = EventNotifier { rfd: -1, wfd: -1, initialized: false };
         let mut vectors = [none; IVSHMEM_SERVER_MAX_VECTORS];
         let mut count = 0;
@@ -43,7 +46,7 @@ impl Node {
             vectors,
             vectors_count: count,
         });
-        Self { peer: NonNull::from(Box::leak(node)), socket, id: peer.id() }
+        Self { peer: NonNull::from(Box::leak(node)), socket, before, after: None }
     }
 
     fn link(&self) -> *mut IvshmemServerLink {
@@ -54,18 +57,18 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // SAFETY: it came from Box::leak in `new`, and nobody else frees it. Whatever C may
+        // SAFETY: it came from Box::leak in `new`, and nothing else frees it. Whatever C may
         // have written there, the fields have nothing to drop.
         drop(unsafe { Box::from_raw(self.peer.as_ptr()) });
     }
 }
 
-/// The nodes of one server, in join order. Dropped, it frees them and leaves the head as it is.
-///
-/// To find one costs a look at each, which is less than telling each that it has left.
+/// The nodes of one server, by id. Dropped, it frees them and leaves the head as it is.
 #[derive(Debug, Default)]
 pub(super) struct List {
-    nodes: Vec<Node>,
+    nodes: HashMap<u16, Node>,
+    first: Option<u16>,
+    last: Option<u16>,
 }
 
 /// The link in the head of the list.
@@ -90,13 +93,19 @@ pub(super) unsafe fn write_empty(server: *mut IvshmemServer) {
 }
 
 impl List {
-    fn index(&self, id: u16) -> Option<usize> {
-        self.nodes.iter().position(|node| node.id == id)
-    }
-
     /// The node of a peer, for C.
     pub(super) fn find(&self, id: u16) -> Option<*mut IvshmemServerPeer> {
-        self.index(id).map(|index| self.nodes[index].peer.as_ptr())
+        self.nodes.get(&id).map(|node| node.peer.as_ptr())
+    }
+
+    /// What points to the node with this id; NULL without an id.
+    fn address(&self, id: Option<u16>) -> *mut IvshmemServerPeer {
+        id.and_then(|id| self.find(id)).unwrap_or(ptr::null_mut())
+    }
+
+    /// The link of the node with this id; the head's without an id.
+    fn link(&self, id: Option<u16>, head: *mut IvshmemServerLink) -> *mut IvshmemServerLink {
+        id.and_then(|id| self.nodes.get(&id)).map_or(head, Node::link)
     }
 
     /// Adds a peer at the end; its socket.
@@ -104,39 +113,58 @@ impl List {
     /// # Safety
     /// `server` is valid for writes, and it is the one whose list this is.
     pub(super) unsafe fn push(&mut self, server: *mut IvshmemServer, peer: &Peer<'_>) -> RawFd {
-        debug_assert!(self.index(peer.id()).is_none(), "two peers of one id");
-        let node = Node::new(peer);
+        let id = peer.id();
+        debug_assert!(!self.nodes.contains_key(&id), "two peers of one id");
+        let node = Node::new(peer, self.last);
         // SAFETY: the caller vouches for the structure, and the links of nodes are valid until
         // these are dropped, which is after they leave the list.
         unsafe {
             let head = head_of(server);
-            let before = self.nodes.last().map_or(head, Node::link);
+            let before = self.link(self.last, head);
             let link = node.link();
             link.write(IvshmemServerLink { tql_next: ptr::null_mut(), tql_prev: before });
             (*before).tql_next = node.peer.as_ptr().cast();
             (*head).tql_prev = link;
         }
         let socket = node.socket;
-        self.nodes.push(node);
+        self.set_after(self.last, Some(id));
+        self.last = Some(id);
+        self.nodes.insert(id, node);
         socket
     }
 
-    /// Takes a peer out of the list and frees its node; the socket that it had.
+    /// Removes a peer from the list and frees its node; the socket that it had.
     ///
     /// # Safety
     /// As for `push`.
     pub(super) unsafe fn remove(&mut self, server: *mut IvshmemServer, id: u16) -> Option<RawFd> {
-        let index = self.index(id)?;
-        let gone = self.nodes.remove(index);
+        let gone = self.nodes.remove(&id)?;
         // SAFETY: as in `push`; the neighbours are still in the list.
         unsafe {
             let head = head_of(server);
-            let before = index.checked_sub(1).map_or(head, |index| self.nodes[index].link());
-            let after = self.nodes.get(index);
-            (*after.map_or(head, Node::link)).tql_prev = before;
-            (*before).tql_next = after.map_or(ptr::null_mut(), |node| node.peer.as_ptr().cast());
+            let before = self.link(gone.before, head);
+            (*self.link(gone.after, head)).tql_prev = before;
+            (*before).tql_next = self.address(gone.after).cast();
         }
+        self.set_after(gone.before, gone.after);
+        self.set_before(gone.after, gone.before);
         Some(gone.socket)
+    }
+
+    /// Records what comes after a node, or which is the first.
+    fn set_after(&mut self, id: Option<u16>, after: Option<u16>) {
+        match id.and_then(|id| self.nodes.get_mut(&id)) {
+            Some(node) => node.after = after,
+            None => self.first = after,
+        }
+    }
+
+    /// Records what comes before a node, or which is the last.
+    fn set_before(&mut self, id: Option<u16>, before: Option<u16>) {
+        match id.and_then(|id| self.nodes.get_mut(&id)) {
+            Some(node) => node.before = before,
+            None => self.last = before,
+        }
     }
 
     /// Whether the head is as it was written last.
@@ -150,8 +178,6 @@ impl List {
             let head = head_of(server);
             (head, head.read_volatile())
         };
-        let first = self.nodes.first().map_or(ptr::null_mut(), |node| node.peer.as_ptr().cast());
-        let last = self.nodes.last().map_or(head, Node::link);
-        is.tql_next == first && is.tql_prev == last
+        is.tql_next == self.address(self.first).cast() && is.tql_prev == self.link(self.last, head)
     }
 }

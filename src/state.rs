@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, OsString, c_char, c_int};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use super::abi::{IVSHMEM_SERVER_MAX_VECTORS, IvshmemServer, IvshmemServerPeer};
 use super::fdset::FdSet;
 use super::list::{self, List};
-use super::report::{Failure, say};
+use super::report::{self, Failure, RateLimit, chain, say};
+use super::verbose::{self, Line};
 use ivshmem::{Event, MemorySource, Server};
 
 /// A server that runs. Dropped, it is closed, and the structure is left as it is.
@@ -22,9 +23,11 @@ pub(super) struct State {
     /// The server's descriptor and the clients', as far as they fit. The listening socket
     /// comes and goes by itself.
     watched: FdSet,
+    /// Of the lines about refused clients. A client can try to connect as often as it likes.
+    refusals: RateLimit,
 }
 
-/// Whether the caller wants to be told what happens.
+/// Whether the caller wants verbose lines.
 ///
 /// # Safety
 /// `server` is valid for reads.
@@ -34,14 +37,17 @@ pub(super) unsafe fn is_verbose(server: *const IvshmemServer) -> bool {
     unsafe { (&raw const (*server).verbose).cast::<u8>().read() != 0 }
 }
 
-/// A string in an array of the structure.
+/// The string in the array of the structure that has this name.
 ///
 /// # Safety
 /// `array` is valid for reads.
-unsafe fn string_in(array: *const [c_char; 4096]) -> Result<Vec<u8>, Failure> {
+unsafe fn string_in(array: *const [c_char; 4096], name: &str) -> Result<Vec<u8>, Failure> {
     // SAFETY: the caller vouches for the array, and a `c_char` has the layout of a `u8`.
     let bytes = unsafe { array.cast::<[u8; 4096]>().read() };
-    let string = CStr::from_bytes_until_nul(&bytes).map_err(|_| Errno::ENAMETOOLONG)?;
+    let string = CStr::from_bytes_until_nul(&bytes).map_err(|_| {
+        let text = format!("{name} has no NUL; it must be a string of at most 4095 bytes");
+        Failure::new(Errno::ENAMETOOLONG, text)
+    })?;
     Ok(string.to_bytes().to_vec())
 }
 
@@ -68,8 +74,8 @@ impl State {
         // have written one that is no Rust `bool`.
         let (socket, memory, is_name, size, vectors, first_id, verbose) = unsafe {
             (
-                string_in(&raw const (*server).unix_sock_path)?,
-                string_in(&raw const (*server).shm_path)?,
+                string_in(&raw const (*server).unix_sock_path, "unix_sock_path")?,
+                string_in(&raw const (*server).shm_path, "shm_path")?,
                 (&raw const (*server).use_shm_open).cast::<u8>().read() != 0,
                 (&raw const (*server).shm_size).read(),
                 (&raw const (*server).n_vectors).read(),
@@ -77,24 +83,27 @@ impl State {
                 is_verbose(server),
             )
         };
-        if !is_possible(vectors) {
-            return Err(Errno::EINVAL.into());
-        }
-        let say = |text: &str, rest: &[u8]| {
+        check_vectors(vectors)?;
+        let say = |line: Line<'_>| {
             if verbose {
-                say([text.as_bytes(), rest].concat());
+                say(line.text());
             }
         };
+        let memory = OsString::from_vec(memory);
         let source = if is_name {
-            say("Using POSIX shared memory: ", &memory);
-            MemorySource::Posix(String::from_utf8(memory).map_err(|_| Errno::EINVAL)?)
+            say(Line::PosixMemory(&memory));
+            MemorySource::Posix(memory.into_string().map_err(|name| {
+                let text = format!("shared memory name {name:?} is not valid; it must be UTF-8");
+                Failure::new(Errno::EINVAL, text)
+            })?)
         } else {
-            say("Using file-backed shared memory: ", &memory);
-            MemorySource::Directory(OsString::from_vec(memory).into())
+            say(Line::DirectoryMemory(&memory));
+            MemorySource::Directory(memory.into())
         };
-        say("create & bind socket ", &socket);
+        let socket = OsString::from_vec(socket);
+        say(Line::Bind(&socket));
         let started = Server::builder()
-            .socket_path(PathBuf::from(OsString::from_vec(socket)))
+            .socket_path(PathBuf::from(socket))
             .memory(source)
             .size(size as u64)
             .vectors(vectors)
@@ -102,7 +111,9 @@ impl State {
             .selectable()
             .start();
         let running = started.map_err(|error| {
-            say("cannot start: ", OsString::from(error.to_string()).as_bytes());
+            if verbose {
+                report::say(format!("cannot start: {}", chain(&error)));
+            }
             Failure::from(&error)
         })?;
 
@@ -114,7 +125,7 @@ impl State {
             (&raw mut (*server).sock_fd).write(running.listener().as_raw_fd());
             (&raw mut (*server).shm_fd).write(running.memory().as_raw_fd());
         }
-        Ok(Self { server: running, list: List::default(), watched })
+        Ok(Self { server: running, list: List::default(), watched, refusals: RateLimit::default() })
     }
 
     /// Whether the structure still shows this server, as far as the library writes it.
@@ -158,23 +169,19 @@ impl State {
         let events = self.server.dispatch().map_err(|error| Failure::from(&error))?;
         // SAFETY: the caller vouches for the structure.
         let verbose = unsafe { is_verbose(server) };
-        let say = |line: String| {
-            if verbose {
-                say(line);
-            }
-        };
-        // The ids of those that joined and are still here: one that left in the same dispatch
-        // is never in the list. An id may come more than once.
+        // The ids of the clients that joined in this dispatch and are still here. One that left
+        // in the same dispatch is never in the list. Its id may be given again at once, so an
+        // id can come more than once.
         let mut joined: Vec<u16> = Vec::new();
         for event in events {
+            if verbose {
+                verbose::lines_of(&event).for_each(|line| say(line.text()));
+            }
             match event {
-                Event::Joined { id, socket, .. } => {
-                    say(format!("accept()={socket}"));
-                    say(format!("new peer id = {id}"));
-                    joined.push(id);
-                }
+                Event::Joined { id, .. } => joined.push(id),
                 Event::Left { id, .. } => {
-                    say(format!("free peer {id}"));
+                    // The latest of that id: those before it have left. These are the few
+                    // clients of one dispatch, not all.
                     if let Some(index) = joined.iter().rposition(|&other| other == id) {
                         joined.remove(index);
                     // SAFETY: the caller vouches for the structure.
@@ -182,7 +189,10 @@ impl State {
                         self.watched.remove(socket);
                     }
                 }
-                Event::Refused(refusal) => say(format!("client refused: {refusal}")),
+                Event::Refused(refusal) if verbose => {
+                    let line = format!("client refused: {}", chain(&refusal));
+                    self.refusals.pass(line).into_iter().for_each(say);
+                }
                 _ => {}
             }
         }
@@ -213,13 +223,27 @@ impl State {
         }
     }
 
-    /// Ends it all; the ids that were connected, in join order.
+    /// The server's one descriptor.
+    pub(super) fn descriptor(&self) -> c_int {
+        self.server.as_raw_fd()
+    }
+
+    /// Whether a dispatch has something to do now.
+    pub(super) fn is_ready(&self) -> bool {
+        self.server.is_ready()
+    }
+
+    /// Closes the server. Returns the ids that were connected, in join order.
     pub(super) fn close(self) -> Vec<u16> {
         self.server.peers().map(|peer| peer.id()).collect()
     }
 }
 
-/// Whether peers can have this number of vectors in this API.
-pub(super) fn is_possible(vectors: u32) -> bool {
-    (1..=IVSHMEM_SERVER_MAX_VECTORS as u32).contains(&vectors)
+/// Checks that peers can have this number of vectors in this API.
+pub(super) fn check_vectors(vectors: u32) -> Result<(), Failure> {
+    if (1..=IVSHMEM_SERVER_MAX_VECTORS as u32).contains(&vectors) {
+        return Ok(());
+    }
+    let text = format!("n_vectors is {vectors}; it must be 1 to {IVSHMEM_SERVER_MAX_VECTORS}");
+    Err(Failure::new(Errno::EINVAL, text))
 }

@@ -62,8 +62,9 @@ macro_rules! c_tests {
 
 c_tests! {
     everywhere:
-        arguments back_pressure crowd daemon fd_sets foreign init_over layout lifecycle list_walk
-        parallel poll_loop scribble select_loop threaded verbose;
+        arguments back_pressure budget crowd daemon fd_sets foreign init_over last_error layout
+        lifecycle list_walk log_threads logging one_descriptor
+        parallel poll_loop refusals scribble select_loop threaded verbose;
     // Under valgrind no limit of descriptors is reached: it pretends to set one.
     without_valgrind: exhaustion
 }

@@ -23,7 +23,7 @@ use common::daemon::{Daemon, program};
 use common::peer::{Connection, Peer};
 use common::program::{Background, Place, Process, adopt_orphans, in_own_mounts, run, size_of};
 use common::skip::skip;
-use common::{PATIENCE, text_of, wait_for};
+use common::{PATIENCE, wait_for};
 
 #[test]
 fn every_option_works_in_its_short_and_its_long_form() {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The C header: it is what `src/` says, and every C and C++ compiler likes it.
+//! The C header: it is made from `src/`, and C and C++ compilers and Doxygen accept it without a
+//! warning.
 
 #![forbid(unsafe_code)]
 
@@ -8,19 +9,45 @@ mod c;
 use std::fs;
 use std::process::Command;
 
-use c::{Compiler, finish, project};
+use c::{Compiler, expect_success, finish, need, project};
 
-const SOURCES: [&str; 2] = ["src/abi.rs", "src/functions.rs"];
+const SOURCES: [&str; 3] = ["src/abi.rs", "src/functions.rs", "src/additions.rs"];
+
+/// What precedes the functions that QEMU's header does not have.
+const SECTION: &str = "\
+/*
+ * Additions: functions that QEMU's header does not have. IVSHMEM_SERVER_VERSION is defined where
+ * they are.
+ */
+
+";
+/// The start of the first of them.
+const FIRST_ADDITION: &str = "/**\n * Returns the server's one descriptor";
 
 fn generate() -> String {
-    let config = cbindgen::Config::from_file(project("cbindgen.toml")).expect("cbindgen.toml");
+    let mut config = cbindgen::Config::from_file(project("cbindgen.toml")).expect("cbindgen.toml");
+    let includes = config.after_includes.take().expect("the version is in there");
+    let includes = includes
+        .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@MAJOR@", env!("CARGO_PKG_VERSION_MAJOR"))
+        .replace("@MINOR@", env!("CARGO_PKG_VERSION_MINOR"))
+        .replace("@PATCH@", env!("CARGO_PKG_VERSION_PATCH"));
+    config.after_includes = Some(includes);
     let sources = SOURCES
         .iter()
         .fold(cbindgen::Builder::new(), |builder, source| builder.with_src(project(source)));
     let bindings = sources.with_config(config).generate().expect("cbindgen reads src");
     let mut header = Vec::new();
     bindings.write(&mut header);
-    String::from_utf8(header).expect("a header is text")
+    let header = String::from_utf8(header).expect("a header is text");
+    assert_eq!(header.matches(FIRST_ADDITION).count(), 1, "FIRST_ADDITION is out of date");
+    header
+        // What rustdoc calls safety is a precondition for Doxygen.
+        .replace(" * # Safety\n * ", " * @pre ")
+        // C89 has no such comments.
+        .replace("// __cplusplus", "/* __cplusplus */")
+        .replace("// extern \"C\"", "/* extern \"C\" */")
+        .replace(FIRST_ADDITION, &format!("{SECTION}{FIRST_ADDITION}"))
 }
 
 #[test]
@@ -93,6 +120,12 @@ int walk(IvshmemServer *server)
 
 /// Uses it alone: all types, all functions.
 const ALONE: &str = "
+static void note(int level, const char *text, void *opaque)
+{
+    (void)level;
+    (void)text;
+    (void)opaque;
+}
 int use(struct IvshmemServer *server, fd_set *fds);
 int use(struct IvshmemServer *server, fd_set *fds)
 {
@@ -105,6 +138,12 @@ int use(struct IvshmemServer *server, fd_set *fds)
     }
     ivshmem_server_get_fds(server, fds, &maxfd);
     ivshmem_server_dump(server);
+    ivshmem_server_set_log(note, NULL, IVSHMEM_SERVER_VERSION_MAJOR);
+    if (ivshmem_server_get_fd(server) < 0 || ivshmem_server_dispatch(server) < 0) {
+        note(3, ivshmem_server_last_error(), NULL);
+    }
+    note(6, ivshmem_server_version(), NULL);
+    note(6, IVSHMEM_SERVER_VERSION, NULL);
     ivshmem_server_close(server);
     return ivshmem_server_handle_fds(server, fds, maxfd);
 }
@@ -117,6 +156,11 @@ fn everywhere() -> impl Iterator<Item = (Command, &'static str, &'static str)> {
         let cxx = ["c++17", "c++20"].map(|standard| (cxx.strict(), standard, "c++"));
         c.into_iter().chain(cxx)
     })
+}
+
+/// The oldest C, with every compiler. QEMU's headers are not for it.
+fn oldest() -> impl Iterator<Item = (Command, &'static str, &'static str)> {
+    [GCC, CLANG].into_iter().map(|(c, _)| (c.strict(), "c89", "c"))
 }
 
 /// Has a text checked; what the compiler says against it.
@@ -140,10 +184,38 @@ fn expect(outcome: Result<(), String>) {
 
 #[test]
 fn it_stands_alone_in_c_and_cxx_with_every_warning_an_error() {
-    for (command, standard, language) in everywhere() {
+    for (command, standard, language) in everywhere().chain(oldest()) {
         let text = format!("#include \"ivshmem-server.h\"\n#include \"ivshmem-server.h\"\n{ALONE}");
         expect(compile(command, standard, language, &text));
     }
+}
+
+#[test]
+fn clang_finds_nothing_wrong_in_its_documentation() {
+    let mut command = CLANG.0.strict();
+    command.args(["-Wdocumentation", "-Wdocumentation-pedantic"]);
+    // Doxygen's command, which clang does not know.
+    command.arg("-fcomment-block-commands=file");
+    expect(compile(command, "c11", "c", "#include \"ivshmem-server.h\"\n"));
+}
+
+#[test]
+fn doxygen_finds_nothing_wrong_in_its_documentation() {
+    need("doxygen", "doxygen");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = dir.path().join("Doxyfile");
+    let settings = format!(
+        "INPUT = {}\nOUTPUT_DIRECTORY = {}\nQUIET = YES\nGENERATE_LATEX = NO\n\
+         OPTIMIZE_OUTPUT_FOR_C = YES\nJAVADOC_AUTOBRIEF = YES\nWARN_NO_PARAMDOC = YES\n\
+         WARN_AS_ERROR = FAIL_ON_WARNINGS\n",
+        project("include/ivshmem-server.h").display(),
+        dir.path().display()
+    );
+    fs::write(&file, settings).expect("a file can be written");
+    expect_success(Command::new("doxygen").arg(&file));
+    let page = dir.path().join("html/ivshmem-server_8h.html");
+    let page = fs::read_to_string(page).expect("doxygen makes a page of it");
+    assert!(page.contains("ivshmem_server_dispatch"), "the page is empty");
 }
 
 #[test]

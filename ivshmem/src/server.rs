@@ -345,9 +345,8 @@ impl Drop for Server {
 }
 
 const _: () = {
-    const fn is_send<T: Send>() {}
     const fn is_send_and_sync<T: Send + Sync>() {}
-    is_send::<Server>();
+    is_send_and_sync::<Server>();
     is_send_and_sync::<Stopper>();
     is_send_and_sync::<Event>();
 };

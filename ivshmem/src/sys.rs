@@ -13,7 +13,7 @@ mod send;
 pub(crate) use eventfd::take_count;
 pub(crate) use mapping::Mapping;
 pub(crate) use receive::receive;
-pub(crate) use send::SendBuffer;
+pub(crate) use send::{Run, SendBuffer};
 
 use std::time::Duration;
 

@@ -41,6 +41,8 @@ pub(crate) struct SendBuffer {
 // SAFETY: the raw pointers in `iovecs` and `headers` are dead between calls: `Run::send`
 // writes every one that the kernel will look at before it makes the call.
 unsafe impl Send for SendBuffer {}
+// SAFETY: a shared reference gives no access to the pointers: every method takes `&mut self`.
+unsafe impl Sync for SendBuffer {}
 
 impl SendBuffer {
     pub(crate) fn new(capacity: usize) -> Self {

@@ -20,9 +20,12 @@ mod detach;
 mod logging;
 mod output;
 mod pidfile;
+#[path = "../../verbose.rs"]
+mod verbose;
 
 use args::{Args, Memory};
 use output::Output;
+use verbose::Line;
 
 fn main() -> ExitCode {
     let args = match args::parse(std::env::args_os()) {
@@ -55,9 +58,9 @@ impl Talk {
     }
 
     /// Only with `-v`.
-    fn detail(&mut self, line: std::fmt::Arguments<'_>) {
+    fn detail(&mut self, line: Line<'_>) {
         if self.verbose {
-            self.say(line);
+            self.out.line(&[line.text(), b"\n".to_vec()].concat());
         }
     }
 }
@@ -81,19 +84,21 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         if args.detached { Some(pidfile::PidFile::claim(&args.pid_file)?) } else { None };
     let source = match args.memory() {
         Memory::Name(name) => {
-            talk.detail(format_args!("Using POSIX shared memory: {name}"));
+            talk.detail(Line::PosixMemory(name.as_ref()));
             MemorySource::Posix(name)
         }
         Memory::Directory(directory) => {
-            talk.detail(format_args!("Using file-backed shared memory: {}", directory.display()));
+            talk.detail(Line::DirectoryMemory(directory.as_os_str()));
             MemorySource::Directory(directory)
         }
         Memory::Sealed => {
-            talk.detail(format_args!("Using sealed anonymous shared memory"));
+            if talk.verbose {
+                talk.say("Using sealed anonymous shared memory");
+            }
             MemorySource::Sealed
         }
     };
-    talk.detail(format_args!("create & bind socket {}", args.socket.display()));
+    talk.detail(Line::Bind(args.socket.as_os_str()));
     let mut builder = Server::builder()
         .socket_path(&args.socket)
         .memory(source)
@@ -116,10 +121,10 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     let served = poll_events(&mut server, &mut talk);
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
-    talk.detail(format_args!("close server"));
+    talk.detail(Line::Close);
     drop(server);
     for id in ids {
-        talk.detail(format_args!("free peer {id}"));
+        talk.detail(Line::FreePeer(id));
     }
     drop(pid_file);
     served.map(|()| ExitCode::SUCCESS)
@@ -130,17 +135,10 @@ fn poll_events(server: &mut Server, talk: &mut Talk) -> Result<(), Failure> {
     let mut signalled = false;
     while !signalled {
         for event in server.wait(None)? {
-            match event {
-                Event::Joined { id, socket, .. } => {
-                    talk.detail(format_args!("accept()={socket}"));
-                    talk.detail(format_args!("new peer id = {id}"));
-                }
-                Event::Left { id, .. } => talk.detail(format_args!("free peer {id}")),
-                // The caller's descriptor is the signals'.
-                Event::Woken { .. } => signalled = true,
-                // The library logs refusals, at most once a second.
-                _ => {}
-            }
+            // The library logs refusals, at most once a second.
+            verbose::lines_of(&event).for_each(|line| talk.detail(line));
+            // The caller's descriptor is the signals'.
+            signalled |= matches!(event, Event::Woken { .. });
         }
     }
     Ok(())
