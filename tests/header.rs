@@ -160,7 +160,12 @@ fn everywhere() -> impl Iterator<Item = (Command, &'static str, &'static str)> {
 
 /// The oldest C, with every compiler. QEMU's headers are not for it.
 fn oldest() -> impl Iterator<Item = (Command, &'static str, &'static str)> {
-    [GCC, CLANG].into_iter().map(|(c, _)| (c.strict(), "c89", "c"))
+    [GCC, CLANG].into_iter().map(|(c, _)| {
+        let mut command = c.strict();
+        // C89 has no bool: that of stdbool.h is an extension, which only clang reports.
+        command.arg("-Wno-c99-extensions");
+        (command, "c89", "c")
+    })
 }
 
 /// Has a text checked; what the compiler says against it.
@@ -205,7 +210,7 @@ fn doxygen_finds_nothing_wrong_in_its_documentation() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("Doxyfile");
     let settings = format!(
-        "INPUT = {}\nOUTPUT_DIRECTORY = {}\nQUIET = YES\nGENERATE_LATEX = NO\n\
+        "INPUT = {}\nOUTPUT_DIRECTORY = {}\nQUIET = YES\nGENERATE_LATEX = NO\nHAVE_DOT = NO\n\
          OPTIMIZE_OUTPUT_FOR_C = YES\nJAVADOC_AUTOBRIEF = YES\nWARN_NO_PARAMDOC = YES\n\
          WARN_AS_ERROR = FAIL_ON_WARNINGS\n",
         project("include/ivshmem-server.h").display(),

@@ -29,7 +29,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
@@ -37,6 +36,7 @@ use nix::sys::socket::{
 
 use crate::Error;
 use crate::protocol::MAX_SOCKET_PATH;
+use crate::sys;
 
 /// How long to wait for another starter to be done with a left-over socket.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -235,7 +235,7 @@ fn holder(path: &Path, address: &UnixAddr) -> Result<Holder, Error> {
     }
 }
 
-fn lock_directory(path: &Path) -> Result<Flock<File>, Error> {
+fn lock_directory(path: &Path) -> Result<File, Error> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -245,23 +245,22 @@ fn lock_directory(path: &Path) -> Result<Flock<File>, Error> {
         action: "lock the directory of the existing",
         source,
     };
-    let mut file = File::open(directory).map_err(failed)?;
+    let file = File::open(directory).map_err(failed)?;
     let patience = Instant::now() + LOCK_PATIENCE;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((back, Errno::EAGAIN)) if Instant::now() < patience => {
-                file = back;
+        match sys::lock(&file) {
+            Ok(()) => return Ok(file),
+            Err(Errno::EAGAIN) if Instant::now() < patience => {
                 thread::sleep(Duration::from_millis(2));
             }
-            Err((_, Errno::EAGAIN)) => {
+            Err(Errno::EAGAIN) => {
                 return Err(failed(io::Error::new(
                     io::ErrorKind::ResourceBusy,
                     "another process keeps it locked; end it, or remove the socket by hand if \
                      no server uses it",
                 )));
             }
-            Err((_, errno)) => return Err(failed(errno.into())),
+            Err(errno) => return Err(failed(errno.into())),
         }
     }
 }

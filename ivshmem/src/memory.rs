@@ -22,9 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{
-    FallocateFlags, FcntlArg, Flock, FlockArg, OFlag, SealFlag, fallocate, fcntl, open,
-};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{shm_open, shm_unlink};
 use nix::sys::resource::{Resource, getrlimit};
@@ -33,6 +31,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::unistd::{ftruncate, geteuid, unlink};
 
 use crate::Error;
+use crate::sys;
 
 /// The largest power of two that a file's length can be.
 pub(crate) const MAX_SIZE: u64 = 1 << 62;
@@ -74,7 +73,7 @@ pub(crate) struct Memory {
     /// What clients get.
     object: File,
     /// Holds the lock of a named object.
-    lock: Option<Flock<File>>,
+    lock: Option<File>,
     name: Option<String>,
     /// Whether the name goes when this is dropped.
     removes_name: bool,
@@ -144,17 +143,18 @@ impl Memory {
                 },
                 Err(errno) => return Err(failed("create")(errno)),
             };
-            let lock = match Flock::lock(File::from(fd), FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => lock,
-                Err((_, Errno::EAGAIN)) => return Err(Error::MemoryInUse { name }),
-                Err((file, errno)) => {
+            let lock = File::from(fd);
+            match sys::lock(&lock) {
+                Ok(()) => {}
+                Err(Errno::EAGAIN) => return Err(Error::MemoryInUse { name }),
+                Err(errno) => {
                     // It is ours to remove, unless somebody has made use of it already.
-                    if created && file.metadata().is_ok_and(|meta| meta.len() == 0) {
+                    if created && lock.metadata().is_ok_and(|meta| meta.len() == 0) {
                         let _ = shm_unlink(path.as_str());
                     }
                     return Err(failed("lock")(errno));
                 }
-            };
+            }
             let meta = lock.metadata().map_err(|source| {
                 if created {
                     let _ = shm_unlink(path.as_str());
@@ -300,8 +300,8 @@ impl Drop for Memory {
             }
         }
         // Said aloud, as closing does not unlock while a forked child has the descriptor.
-        if let Some(lock) = self.lock.take() {
-            let _ = lock.unlock();
+        if let Some(lock) = &self.lock {
+            let _ = sys::unlock(lock);
         }
     }
 }

@@ -15,8 +15,10 @@ pub(crate) use mapping::Mapping;
 pub(crate) use receive::receive;
 pub(crate) use send::{Run, SendBuffer};
 
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::fcntl::FlockArg;
 use nix::poll::PollTimeout;
 
 /// A time as poll(2) and epoll_wait(2) want it, rounded up. None is no limit.
@@ -24,4 +26,17 @@ pub(crate) fn milliseconds(time: Option<Duration>) -> PollTimeout {
     time.map_or(PollTimeout::NONE, |time| {
         PollTimeout::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
     })
+}
+
+/// Takes an exclusive flock without waiting; `EAGAIN` if another open file has it. It ends with
+/// the last descriptor of the open file, or by [`unlock`].
+#[expect(deprecated, reason = "its successor panics where unlocking fails")]
+pub(crate) fn lock(file: &impl AsRawFd) -> nix::Result<()> {
+    nix::fcntl::flock(file.as_raw_fd(), FlockArg::LockExclusiveNonblock)
+}
+
+/// Ends a lock, also where a forked child has a copy of the descriptor.
+#[expect(deprecated, reason = "its successor panics where unlocking fails")]
+pub(crate) fn unlock(file: &impl AsRawFd) -> nix::Result<()> {
+    nix::fcntl::flock(file.as_raw_fd(), FlockArg::Unlock)
 }

@@ -205,7 +205,7 @@ pub(crate) const EXEMPT: &[(&str, &str)] = &[
 
 /// Whether a C program makes this call by itself: its loop waits, and its stdout is its own.
 pub(crate) fn is_callers(target: Target, call: &str) -> bool {
-    target == Target::SelectLoop && ["pselect6", "write"].contains(&call)
+    target == Target::SelectLoop && ["pselect6", "rt_sigprocmask", "write"].contains(&call)
 }
 
 /// The rows for a call in a phase.

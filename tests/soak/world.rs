@@ -160,7 +160,7 @@ impl World {
         }
         let before = self.members.len();
         self.members.retain(|(member, _)| {
-            let refused = member.has_ended() && member.view().messages() == 0;
+            let refused = member.has_ended() && member.view().is_refused();
             assert!(
                 !member.has_ended() || refused,
                 "client {:?} was dropped after {} messages",

@@ -29,8 +29,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-
 mod departures;
 mod ids;
 #[cfg(test)]
@@ -94,8 +92,8 @@ struct Member<T> {
 #[derive(Debug)]
 pub(crate) struct Roster<T> {
     members: Vec<Member<T>>,
-    /// The key of each id in use.
-    keys: HashMap<u16, u64>,
+    /// The key of the member with each id; 0 where there is none.
+    keys: Vec<u64>,
     vectors: u32,
     /// The number of the next join or departure.
     next: u64,
@@ -110,7 +108,7 @@ impl<T> Roster<T> {
         assert!(vectors > 0, "a member has at least one vector");
         Self {
             members: Vec::new(),
-            keys: HashMap::new(),
+            keys: Vec::new(),
             vectors,
             next: 1,
             departures: Departures::default(),
@@ -173,7 +171,7 @@ impl<T> Roster<T> {
         self.next += 1;
         let cursor = Cursor::default();
         self.members.push(Member { key, id, greeted: 0, cursor, heard: key, payload });
-        self.keys.insert(id, key);
+        self.set_key(id, key);
         Ok(id)
     }
 
@@ -181,7 +179,7 @@ impl<T> Roster<T> {
     pub(crate) fn leave(&mut self, key: Key) -> Option<(u16, T)> {
         let index = self.index(key)?;
         let member = self.members.remove(index);
-        self.keys.remove(&member.id);
+        self.set_key(member.id, 0);
         self.departures.add(Departure { id: member.id, key: member.key, left: self.next });
         self.next += 1;
         Some((member.id, member.payload))
@@ -200,7 +198,18 @@ impl<T> Roster<T> {
 
     /// The position of the member with this id.
     pub(crate) fn index_of_id(&self, id: u16) -> Option<usize> {
-        self.index(Key(*self.keys.get(&id)?))
+        self.index(Key(*self.keys.get(usize::from(id))?))
+    }
+
+    fn set_key(&mut self, id: u16, key: u64) {
+        let id = usize::from(id);
+        if id >= self.keys.len() {
+            // Ids are given in turn: a doubling would waste half of it.
+            let len = (id + 1).next_multiple_of(1024);
+            self.keys.reserve_exact(len - self.keys.len());
+            self.keys.resize(len, 0);
+        }
+        self.keys[id] = key;
     }
 
     /// The members in join order.
