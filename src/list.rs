@@ -6,6 +6,7 @@
 //! head, so the order of the nodes is kept in a record of our own: each node there names its
 //! neighbours by id. To find, add or remove a peer takes the same time for any number of peers.
 
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::{self, NonNull};
 
@@ -65,42 +66,9 @@ impl Drop for Node {
 /// The nodes of one server, by id. Dropped, it frees them and leaves the head as it is.
 #[derive(Debug, Default)]
 pub(super) struct List {
-    nodes: Nodes,
+    nodes: HashMap<u16, Node>,
     first: Option<u16>,
     last: Option<u16>,
-}
-
-/// The nodes at the places of their ids.
-#[derive(Debug, Default)]
-struct Nodes(Vec<Option<Node>>);
-
-impl Nodes {
-    fn get(&self, id: &u16) -> Option<&Node> {
-        self.0.get(usize::from(*id))?.as_ref()
-    }
-
-    fn get_mut(&mut self, id: &u16) -> Option<&mut Node> {
-        self.0.get_mut(usize::from(*id))?.as_mut()
-    }
-
-    fn contains_key(&self, id: &u16) -> bool {
-        self.get(id).is_some()
-    }
-
-    fn insert(&mut self, id: u16, node: Node) {
-        let id = usize::from(id);
-        if id >= self.0.len() {
-            // Ids are given in turn: a doubling would waste half of it.
-            let len = (id + 1).next_multiple_of(1024);
-            self.0.reserve_exact(len - self.0.len());
-            self.0.resize_with(len, || None);
-        }
-        self.0[id] = Some(node);
-    }
-
-    fn remove(&mut self, id: &u16) -> Option<Node> {
-        self.0.get_mut(usize::from(*id))?.take()
-    }
 }
 
 /// The link in the head of the list.
