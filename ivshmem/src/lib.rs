@@ -88,8 +88,8 @@
 //! nothing; it logs through the `log` crate. A server needs one descriptor for each client,
 //! and one for each vector of each client, so raise `RLIMIT_NOFILE` for many.
 //!
-//! # Features
-//! `tokio` adds `AsyncServer` and `AsyncClient`. Without it the library depends on libc, log, nix
+//! # Requirements
+//! The library depends on libc, log, nix
 //! and thiserror only. Rust 1.85 or newer, Linux with glibc.
 
 pub mod client;
