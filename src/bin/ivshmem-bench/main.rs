@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The `ivshmem-bench` program: what peers of this host can expect, beside what the bare kernel
-//! takes for the same. docs/benchmarks.md tells how to read it.
+//! The `ivshmem-bench` program: measures peers on this host, beside the bare system calls for the
+//! same work. docs/benchmarks.md explains its output.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ use memory::Way;
 use report::Report;
 use stats::Spread;
 
-/// An error whose text says everything.
+/// An error with a complete text.
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 fn bench(args: &Args) -> Result<(), Failure> {
     let host = Host::open(args)?;
     let mut receivers = vec![Receiver::Blocking];
-    // Two that spin on one processor wait for each other's time slice.
+    // On one processor, each of two polling peers would wait for the end of the other's time slice.
     if thread::available_parallelism()?.get() > 1 {
         receivers.push(Receiver::Busy);
     } else {
@@ -71,7 +71,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     if args.wants(Part::Join) {
         steps += u64::from(args.joins);
     }
-    // It shows itself only where stderr is a terminal.
+    // The bar is shown only if stderr is a terminal.
     let progress = ProgressBar::new(steps)
         .with_style(ProgressStyle::with_template("{msg:10} {wide_bar} {percent}% {eta}")?);
     let tick = || progress.inc(1);
@@ -87,7 +87,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     if args.wants(Part::Memory) {
         progress.set_message("memory");
         if host.is_own() {
-            // What is read has to be there first.
+            // Write all pages first: reading pages that do not exist would be measured otherwise.
             resident.memory().write(0, &vec![1; resident.memory().len()])?;
         }
         for &way in ways {
@@ -109,7 +109,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     progress.finish_and_clear();
     let written = if args.json { report.print_json() } else { report.print() };
     match written {
-        // Whoever read it has read enough.
+        // The reader closed the pipe, which is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
