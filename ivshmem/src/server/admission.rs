@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Admitting clients: from the listening socket to the roster, wholly or not at all.
+//! Admits clients from the listening socket to the roster, or refuses them.
 //!
-//! A candidate that cannot become a client is refused: it is sent a message that makes a QEMU
-//! end with an error, and closed. No client hears of it. [`Candidate`] undoes what was done for
-//! it.
+//! A refused client is sent a message that makes a QEMU end with an error, and is closed. No
+//! other client is told of it. [`Candidate`] undoes the steps that were taken for it.
 //!
 //! # Out of descriptors
 //! A listening socket stays readable while `accept` fails for want of descriptors, and the loop
-//! would spin. So one descriptor is kept in reserve. It is given up to accept the client that
-//! cannot be served, which is refused, and taken back. Where another thread was faster to take
-//! it, the listener is left alone until the timer runs out.
+//! would spin. So the server keeps one descriptor in reserve. It closes the reserve, accepts the
+//! client, refuses it, and opens the reserve again. If another thread took the descriptor in
+//! between, the server stops watching the listener until the timer expires.
 //!
 //! To add a reason for a refusal: add a variant to `Refusal` and its counter to `Stats`, and
 //! return it from `Candidate::check`.
@@ -34,7 +33,7 @@ use super::{Event, Refusal, send};
 use crate::error::chain;
 use crate::listener::Listener;
 
-/// What it takes to accept a connection, in messages that take as long.
+/// The cost to accept a connection, as the number of messages that take the same time.
 const ACCEPT: usize = 8;
 
 pub(super) struct Admission {
@@ -47,17 +46,17 @@ pub(super) struct Admission {
     cannot_watch: RateLimit,
 }
 
-/// Whether connections are looked for.
+/// Whether epoll watches the listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
     On,
-    /// Until the timer runs out.
+    /// Not watched until the timer expires.
     Paused,
-    /// The caller's socket was shut down: nobody can connect any more.
+    /// The caller's socket was shut down, so no process can connect to it.
     Dead,
 }
 
-/// An eventfd as the protocol wants it.
+/// Makes an eventfd with the flags that the protocol requires.
 pub(super) fn new_vector() -> io::Result<OwnedFd> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     Ok(EventFd::from_flags(flags).map(OwnedFd::from)?)
@@ -83,12 +82,12 @@ impl Admission {
         self.watch == Watch::On
     }
 
-    /// Admits the connections that wait, for half of the budget at most. Returns the keys of
-    /// the new clients, in join order.
+    /// Admits the waiting connections, with half of the budget at most. Returns the keys of the
+    /// new clients, in join order.
     pub(super) fn run(&mut self, core: &mut Core, turn: &mut Turn) -> Vec<Key> {
         let mut admitted = Vec::new();
         if self.spare.is_none() {
-            // It comes before any client: without it the next exhaustion has no way out.
+            // The reserve comes before any client: without it no client could be refused.
             self.spare = new_vector().ok();
         }
         let mut first = true;
@@ -101,10 +100,10 @@ impl Admission {
                 Ok(socket) => Candidate::new(core, socket).admit(turn),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => break,
-                    // That one has gone again; there may be another.
+                    // This connection was closed while it waited. There may be another one.
                     Some(libc::ECONNABORTED | libc::EPROTO) => continue,
-                    // To refuse a client while those that have hung up hold what is missing
-                    // would be wrong.
+                    // Clients that have hung up still hold descriptors: remove them first, and
+                    // then try again.
                     Some(libc::EMFILE | libc::ENFILE)
                         if core.remove_ended(turn).unwrap_or(false) =>
                     {
@@ -145,9 +144,9 @@ impl Admission {
         turn.events.push(Event::Refused(refusal));
     }
 
-    /// With no descriptor left, accepts one client by means of the reserve and refuses it.
-    /// Returns whether it could: it cannot where somebody else has used up what is free, this
-    /// process with another thread, or the whole system.
+    /// With no descriptor left, accepts one client with the help of the reserve and refuses it.
+    /// Returns whether that worked. It fails if another thread of this process, or another
+    /// process, has taken the free descriptor.
     fn refuse_one(&mut self, core: &mut Core) -> bool {
         let mut refused = false;
         if self.spare.take().is_some() {
@@ -163,15 +162,16 @@ impl Admission {
         refused
     }
 
-    /// Leaves the listener alone until the timer runs out, as nothing else tells when to try
-    /// again. Without a timer it stays watched: better to be woken too often than never.
+    /// Stops watching the listener until the timer expires, because no event reports when
+    /// `accept` would work again. If the timer cannot be set, the listener stays watched: the
+    /// loop is then woken too often, but no client is forgotten.
     fn pause(&mut self, core: &mut Core) {
         if core.reactor.arm() {
             self.set_watch(core, Watch::Paused);
         }
     }
 
-    /// The timer has run out.
+    /// Watches the listener again after the timer has expired.
     pub(super) fn resume(&mut self, core: &mut Core) {
         if self.watch == Watch::Paused {
             self.set_watch(core, Watch::On);
@@ -190,13 +190,13 @@ impl Admission {
         }
     }
 
-    /// Refuses the connections that wait, so that no QEMU waits for a server that has ended.
-    /// A socket that the caller gave is left alone: it may go on with it.
+    /// Refuses the waiting connections, so that no QEMU waits for a server that has ended. A
+    /// socket that the caller supplied is left alone: the caller may go on using it.
     pub(super) fn close(&self) {
         if self.listener.path().is_none() {
             return;
         }
-        // From here on nobody else can connect; those that wait can still be accepted.
+        // After this no process can connect; waiting connections can still be accepted.
         let _ = shutdown(self.listener.as_fd().as_raw_fd(), Shutdown::Both);
         while let Ok(socket) = self.listener.accept() {
             send::refuse(socket.as_fd(), 0, None);
@@ -204,8 +204,8 @@ impl Admission {
     }
 }
 
-/// A connection that is to become a client. Dropped before that, it is refused, and all that was
-/// done for it is undone.
+/// A connection that may become a client. Dropping it before `admit` succeeds refuses it and
+/// undoes the steps that were taken for it.
 struct Candidate<'a> {
     core: &'a mut Core,
     socket: Option<UnixStream>,
@@ -218,9 +218,10 @@ impl<'a> Candidate<'a> {
         Self { core, socket: Some(socket), watched: false, share: None }
     }
 
-    /// What can be known before anything is made for it.
+    /// Finds reasons to refuse it before any descriptor is made for it.
     fn check(&mut self, socket: &UnixStream) -> Result<(), Refusal> {
-        // One that has ended already would cost an id, and two messages for every other client.
+        // A connection that has already ended would cost an id, and two messages to every other
+        // client.
         if has_spoken(socket) != Err(Errno::EAGAIN) {
             return Err(Refusal::Ended);
         }

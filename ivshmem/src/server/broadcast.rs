@@ -1,24 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Sending each client what its cursor leaves to be told. The only place that sends.
+//! Sends each client its pending messages. No other module sends messages of the protocol.
 //!
 //! # Rounds
-//! When somebody joined or left, all clients are due to be told. A *round* visits them in join
-//! order. So the peers already connected know a newcomer before the newcomer knows how to ring
-//! them: a guest's doorbell for a peer that it does not know is dropped.
+//! After a join or a departure all clients have pending messages. A *round* visits the clients
+//! in join order. So the connected peers are told of a new client before the new client is told
+//! how to ring them. The order matters: a guest drops a doorbell from a peer that it does not
+//! know.
 //!
-//! A dispatch has a budget, and a round goes on in the next dispatch where it stopped. A client
-//! that joins during a round waits for the next one, also when its key comes before the round's
-//! end: the clients visited before do not know it yet.
+//! A dispatch has a budget. When the budget is spent, the round stops and goes on at the same
+//! client in the next dispatch. A client that joins during a round is visited by the next round,
+//! because the clients that were visited before its join have not been told of it.
 //!
 //! # The queue
-//! A client whose socket was full and is writable again, or that has more to be told than one
-//! visit sends, is in a queue: first come, first served, a batch each time. So nobody starves,
-//! and a fast reader with a large backlog does not delay the others. Round and queue share the
-//! budget.
+//! The queue holds clients whose full socket became writable, and clients with more pending
+//! messages than one visit sends. It is first in, first out, and each client gets one run of
+//! messages in turn. So no client starves, and a fast reader with a large backlog does not delay
+//! the others. Round and queue share the budget.
 //!
-//! # Who waits
-//! A client whose socket is full waits until epoll reports it as writable. Two conditions have
-//! no event that ends them (too many descriptors in flight, no memory); they wait for a timer.
+//! # Waiting
+//! A client with a full socket waits until epoll reports the socket as writable. No event reports
+//! the end of two other conditions: too many descriptors in flight, and no kernel memory. Clients
+//! with these wait for a timer.
 
 #![forbid(unsafe_code)]
 
@@ -33,21 +35,21 @@ use super::roster::{Key, Message};
 use super::send::{RUN, Sender, Verdict};
 use crate::protocol;
 
-/// Calls to send in one visit of a round.
+/// Send calls in one visit of a round, at most.
 const CALLS: usize = 4;
 
-/// Messages that a socket is offered at least, however few it took: one that was all but full by
-/// chance is soon offered many again.
+/// The smallest batch, even for a socket that took fewer messages. So a socket that was almost
+/// full only once soon gets large batches again.
 const SMALLEST_BATCH: usize = 16;
 
-/// A visit that sends nothing still takes some time: so many of them count as one message.
+/// A visit that sends nothing takes time too: this many such visits count as one message.
 const VISITS: usize = 16;
 
 /// Which messages to send.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Which {
     All,
-    /// Those before the first that has a descriptor.
+    /// The messages before the first one that has a descriptor.
     Plain,
 }
 
@@ -63,7 +65,7 @@ pub(super) struct Broadcast {
     sender: Sender,
     queue: VecDeque<Key>,
     round: Option<Round>,
-    /// Somebody joined or left since the last round began.
+    /// A client joined or left since the last round began.
     stale: bool,
     /// Clients with a smaller key have been visited by a round.
     visited: Key,
@@ -82,17 +84,17 @@ impl Broadcast {
         }
     }
 
-    /// Somebody joined or left: all clients are due.
+    /// Starts a round after a join or a departure: all clients have pending messages.
     pub(super) fn start_round(&mut self) {
         self.stale = true;
     }
 
-    /// Whether a dispatch has something to send.
+    /// Whether a dispatch has messages to send.
     pub(super) fn has_work(&self) -> bool {
         self.stale || self.round.is_some() || !self.queue.is_empty()
     }
 
-    /// Sends a new client its greeting. QEMU is blocked until it has come.
+    /// Sends a new client its greeting. A QEMU is blocked until it has received the greeting.
     pub(super) fn greet(
         &mut self,
         core: &mut Core,
@@ -105,7 +107,7 @@ impl Broadcast {
             self.send(core, index, greeting, memory, turn, Which::All);
             let connection = core.clients.payload_mut(index);
             if connection.verdict == Verdict::More {
-                // The rest is for the round, in its order.
+                // The round sends the rest, in join order.
                 connection.verdict = Verdict::Done;
             }
         }
@@ -122,7 +124,7 @@ impl Broadcast {
         }
     }
 
-    /// The timer has run out: tries again what no event would report.
+    /// Tries again to send to the clients that waited for the timer.
     pub(super) fn retry(&mut self, core: &mut Core, memory: BorrowedFd<'_>, turn: &mut Turn) {
         let mut exhausted = false;
         for index in 0..core.clients.len() {
@@ -133,14 +135,15 @@ impl Broadcast {
                 core.reactor.arm();
                 return;
             }
-            // What holds up one client holds up all, but for messages without a descriptor.
+            // If one client cannot be sent a descriptor, no client can. Messages without a
+            // descriptor can still be sent.
             let which = if exhausted { Which::Plain } else { Which::All };
             self.send(core, index, RUN, memory, turn, which);
             let connection = core.clients.payload_mut(index);
             match connection.verdict {
                 Verdict::Exhausted(_) => exhausted = true,
                 Verdict::Done if exhausted => {
-                    // What is left has descriptors, and waits for the next time.
+                    // The remaining messages have descriptors, and wait for the next timer.
                     connection.verdict = Verdict::Exhausted(nix::errno::Errno::ETOOMANYREFS);
                     core.reactor.arm();
                 }
@@ -150,13 +153,13 @@ impl Broadcast {
         }
     }
 
-    /// Sends what is due, within the budget.
+    /// Sends pending messages, within the budget.
     pub(super) fn run(&mut self, core: &mut Core, memory: BorrowedFd<'_>, turn: &mut Turn) {
         let in_round = self.stale || self.round.is_some();
         let reserve = if in_round { turn.budget / 2 } else { 0 };
         self.run_queue(core, memory, turn, reserve);
         self.run_round(core, memory, turn);
-        // What the round did not need.
+        // The queue gets the budget that the round left over.
         self.run_queue(core, memory, turn, 0);
     }
 
@@ -170,8 +173,8 @@ impl Broadcast {
         while turn.budget > reserve {
             let Some(key) = self.queue.pop_front() else { return };
             let Some(index) = core.clients.index(key) else { continue };
-            // One that no round has visited gets no more than its greeting; see the head of
-            // this file.
+            // A client that no round has visited gets only its greeting; see `Rounds` at the top
+            // of this file.
             let limit = if key < self.visited { RUN } else { core.clients.greeting_left(index) };
             self.send(core, index, limit.min(turn.budget), memory, turn, Which::All);
             let connection = core.clients.payload_mut(index);
@@ -224,8 +227,8 @@ impl Broadcast {
         }
     }
 
-    /// Sends a client up to `limit` messages of what it is still to be told, and notes what must
-    /// happen before it is sent more.
+    /// Sends a client up to `limit` pending messages, and records in its verdict what must
+    /// happen before the next send.
     fn send(
         &mut self,
         core: &mut Core,
@@ -278,7 +281,8 @@ impl Broadcast {
                      are in flight, raise the limit of open files (RLIMIT_NOFILE)"
                 ));
                 if !core.reactor.arm() {
-                    // Without a timer epoll has to report it, as it does at once.
+                    // The timer cannot be set, so wait for epoll, which reports the socket as
+                    // writable at once.
                     core.clients.payload_mut(index).verdict = Verdict::Full;
                 }
             }
@@ -292,7 +296,7 @@ impl Broadcast {
     }
 }
 
-/// Has epoll report when a full socket is writable, and not otherwise.
+/// Makes epoll report when the socket becomes writable if the socket is full, and not otherwise.
 fn watch_writable(core: &mut Core, index: usize, turn: &mut Turn) {
     let key = core.clients.key(index);
     let connection = core.clients.payload_mut(index);
@@ -308,7 +312,7 @@ fn watch_writable(core: &mut Core, index: usize, turn: &mut Turn) {
     }
 }
 
-/// What a message is on the wire.
+/// Returns the value and the descriptor that a message has on the wire.
 fn on_the_wire<'fd>(
     message: &Message<'fd, Connection>,
     memory: BorrowedFd<'fd>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! How a server is started.
+//! The builder: configures and starts a server.
 
 #![forbid(unsafe_code)]
 
@@ -18,14 +18,14 @@ use crate::listener::Listener;
 use crate::memory::Memory;
 use crate::{Error, MAX_VECTORS, MemorySource};
 
-/// Where connections come from.
+/// Where the listening socket comes from.
 #[derive(Debug)]
 enum Socket {
     Path(PathBuf),
     Given(UnixListener),
 }
 
-/// What a server is to be. Made by [`Server::builder`].
+/// The configuration of a server. Made by [`Server::builder`].
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -33,7 +33,7 @@ enum Socket {
 /// use std::os::unix::net::UnixListener;
 /// use ivshmem::{MemorySource, Server};
 ///
-/// // A socket and a memory of the caller's own.
+/// // The caller supplies the socket and the memory.
 /// let listener = UnixListener::bind(&path)?;
 /// let memory = tempfile::tempfile()?;
 /// let server = Server::builder()
@@ -81,71 +81,72 @@ impl Builder {
         self
     }
 
-    /// The mode of the socket's path, such as `0o660`: who may write to it may connect. What
-    /// the umask leaves of 0777 if it is not said.
+    /// The mode of the socket's path, such as `0o660`. A user that may write to the socket may
+    /// connect. Defaults to 0777 minus the umask.
     pub fn socket_mode(mut self, mode: u32) -> Self {
         self.socket_mode = Some(mode);
         self
     }
 
-    /// Listens on a stream socket that is bound already, and listening or not. Its path stays
-    /// when the server is closed.
+    /// Uses a stream socket that is already bound; it may be listening or not. Closing the server
+    /// does not remove its path.
     pub fn listener(mut self, listener: UnixListener) -> Self {
         self.socket = Some(Socket::Given(listener));
         self
     }
 
-    /// Where the shared memory comes from; [`MemorySource::Sealed`] if it is not said.
+    /// Where the shared memory comes from. Defaults to [`MemorySource::Sealed`].
     pub fn memory(mut self, source: MemorySource) -> Self {
         self.memory = Some(source);
         self
     }
 
     /// The size of the shared memory in bytes, rounded up to a power of two, and on hugetlbfs
-    /// to the page size. 4 MiB if it is not said, but for a descriptor its object's own size.
+    /// to the page size. Defaults to 4 MiB, and for a descriptor to the size of its object.
     pub fn size(mut self, bytes: u64) -> Self {
         self.size = Some(bytes);
         self
     }
 
-    /// Interrupt vectors of each peer, 1 to [`MAX_VECTORS`]; 1 if it is not said.
+    /// Interrupt vectors of each peer, 1 to [`MAX_VECTORS`]. Defaults to 1.
     pub fn vectors(mut self, vectors: u32) -> Self {
         self.vectors = vectors;
         self
     }
 
-    /// Connections that may wait to be accepted; 4096 if it is not said. The kernel caps it at
-    /// `net.core.somaxconn`.
+    /// The number of connections that may wait to be accepted. Defaults to 4096. The kernel limits
+    /// it to `net.core.somaxconn`.
     pub fn backlog(mut self, connections: u32) -> Self {
         self.backlog = connections;
         self
     }
 
-    /// The id of the first client; 0 if it is not said. The next ones follow, modulo 65,536.
+    /// The id of the first client. Defaults to 0. Later clients get the ids after it, modulo
+    /// 65,536.
     pub fn first_id(mut self, id: u16) -> Self {
         self.first_id = id;
         self
     }
 
-    /// How many ids there are, 1 to 65,536, which it is if it is not said. It bounds the
-    /// clients, those that are remembered included: an id is given again only when nobody who
-    /// is connected was told of its last owner.
+    /// The number of ids, 1 to 65,536. Defaults to 65,536. It limits the number of clients.
+    /// An id is given again only when no connected client was told of its last owner, so the ids
+    /// of departed clients may count too.
     pub fn id_space(mut self, ids: u32) -> Self {
         self.id_space = ids;
         self
     }
 
-    /// The server's own descriptor must be one that `select(2)` can watch: smaller than
-    /// `FD_SETSIZE` (1,024). Else `start` fails with `EMFILE`.
+    /// Requires that `select(2)` can watch the server's descriptor: it must be smaller than
+    /// `FD_SETSIZE` (1,024). Otherwise `start` fails with `EMFILE`.
     pub fn selectable(mut self) -> Self {
         self.selectable = true;
         self
     }
 
-    /// Starts the server. On an error nothing is left behind.
+    /// Starts the server. If this fails, it leaves no file and no shared memory behind.
     ///
     /// # Errors
-    /// Every kind of [`Error`]; each says which thing is wrong and what would be right.
+    /// Every kind of [`Error`]. The text names the wrong value and what would be right.
     pub fn start(self) -> Result<Server, Error> {
         if !(1..=MAX_VECTORS).contains(&self.vectors) {
             return Err(Error::Vectors { vectors: self.vectors });
@@ -160,8 +161,9 @@ impl Builder {
             _ => Some(self.size.unwrap_or(4 << 20)),
         };
 
-        // What can fail without a trace comes first. The memory is locked, but not changed
-        // before the socket is ours; no client is admitted before the memory is right.
+        // The steps that leave no trace when they fail come first. The memory is locked first, but
+        // changed only after the socket is bound. The server listens only after the memory is
+        // complete.
         let failed = |action| move |source: std::io::Error| Error::System { action, source };
         let reactor = Reactor::new()?;
         if self.selectable && reactor.as_raw_fd() >= libc::FD_SETSIZE as i32 {
@@ -184,7 +186,7 @@ impl Builder {
         }
         reactor.watch_listener(listener.as_fd())?;
         let core = Core::new(reactor, self.vectors, self.first_id, self.id_space);
-        // Last: once it listens, the server opens no more descriptors of its own.
+        // This step is last: a server that listens has opened all its own descriptors.
         listener.listen(self.backlog)?;
         memory.adopt();
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A client's descriptors, and how far sending to it has come.
+//! A client's descriptors, and the state of sending to it.
 
 #![forbid(unsafe_code)]
 
@@ -21,12 +21,13 @@ pub(super) struct Connection {
     /// The client's own eventfds.
     pub(super) vectors: Box<[OwnedFd]>,
     pub(super) share: Share,
-    /// What must happen before it is sent more.
+    /// What must happen before the client is sent more messages.
     pub(super) verdict: Verdict,
-    /// Whether epoll is to report that its socket is writable.
+    /// Whether epoll reports when its socket becomes writable.
     pub(super) watches_writable: bool,
-    /// The largest batch to offer its socket: twice what it took until it was full. To prepare
-    /// many messages for a socket that takes few costs more than to send these few.
+    /// The largest number of messages in its next send: twice the number that its socket took
+    /// before it was full. Preparing many messages for a socket that takes few costs more than
+    /// sending these few.
     pub(super) batch: usize,
     pub(super) partial: Option<Partial>,
     /// `Server::disconnect` was called.
@@ -50,8 +51,8 @@ impl Connection {
         }
     }
 
-    /// Ends the connection, also where a forked child still has a copy of its descriptor.
-    /// `greeting_left` is the number of messages of the greeting that it was not sent.
+    /// Ends the connection, even if a forked child has a copy of its descriptor.
+    /// `greeting_left` is the number of messages of the greeting that were not sent.
     pub(super) fn hang_up(&self, greeting_left: usize) {
         if greeting_left > 0 {
             let greeted = usize::from(GREETING) - greeting_left;
@@ -60,7 +61,7 @@ impl Connection {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    /// Why epoll reports that it ended.
+    /// Returns the reason for which epoll reports the client as ended.
     pub(super) fn leave_reason(&self) -> LeaveReason {
         if self.disconnected {
             return LeaveReason::Disconnected;
@@ -73,7 +74,7 @@ impl Connection {
     }
 }
 
-/// Whether a client sent something that was not read; false where it has hung up. `EAGAIN` if
+/// Returns true if the client sent data that is unread, false if it has hung up, and `EAGAIN` if
 /// it has done neither.
 pub(super) fn has_spoken(socket: &UnixStream) -> nix::Result<bool> {
     let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;

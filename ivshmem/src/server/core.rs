@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What admission and broadcast both act on: the clients, the reactor, the in-flight budget and
-//! the counters. And the one way to remove a client.
+//! The state that admission and broadcast share: clients, reactor, in-flight budget, counters.
+//! A client is removed only here.
 
 #![forbid(unsafe_code)]
 
@@ -14,16 +14,16 @@ use super::{Event, LeaveReason, Stats};
 use crate::Error;
 use crate::error::chain;
 
-/// What one dispatch may cost, in messages: some milliseconds of processor time.
+/// The budget of one dispatch, in messages: some milliseconds of processor time.
 pub(super) const BUDGET: usize = 4096;
 
-/// One dispatch: what happened, and what it may still cost.
+/// The state of one dispatch: its events so far, and the rest of its budget.
 pub(super) struct Turn {
     pub(super) events: Vec<Event>,
-    /// Clients that cannot be sent anything any more.
+    /// Clients whose connection failed while sending. They are removed at the end.
     pub(super) broken: Vec<(Key, LeaveReason)>,
-    /// Messages that may still be sent. Other work is counted as the messages that would take
-    /// as long.
+    /// The number of messages that may still be sent. Other work counts as the number of messages
+    /// that take the same time.
     pub(super) budget: usize,
 }
 
@@ -58,8 +58,8 @@ impl Core {
         self.clients.vectors() as usize
     }
 
-    /// Removes a client. Without a reason, the connection is asked for it. Returns whether it
-    /// was still there.
+    /// Removes a client. If `reason` is None, the reason is found from the connection. Returns
+    /// whether the client was connected.
     pub(super) fn remove(
         &mut self,
         key: Key,
@@ -74,15 +74,15 @@ impl Core {
         connection.hang_up(greeting_left);
         self.in_flight.leave(&connection.share);
         self.stats.left += 1;
-        // To close a descriptor takes a quarter of the time of a message.
+        // Closing a descriptor takes a quarter of the time of a message.
         turn.spend(1 + self.vectors() / 4);
         log::info!("peer {id} left: {}", chain(&reason));
         turn.events.push(Event::Left { id, reason });
         true
     }
 
-    /// Removes the clients that have hung up since the last wait for events. Returns whether
-    /// there was one.
+    /// Removes the clients that have hung up since the last wait for events. Returns whether it
+    /// removed any.
     pub(super) fn remove_ended(&mut self, turn: &mut Turn) -> Result<bool, Error> {
         let ready = self.reactor.wait(nix::poll::PollTimeout::ZERO)?;
         let ended: Vec<Key> = ready
@@ -91,7 +91,7 @@ impl Core {
                 _ => None,
             })
             .collect();
-        // All of them, so that none is left out.
+        // `|` and not `||`: every client in the list has to be removed.
         Ok(ended.into_iter().fold(false, |any, key| self.remove(key, None, turn) | any))
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What a server reports: events, reasons, and counters.
+//! Events, reasons and counters that a server reports.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ pub enum Event {
     Joined {
         /// Its id, 0 to 65,535.
         id: u16,
-        /// The number of its socket, for a log. It may be closed by now.
+        /// The number of its socket, for log lines. The socket may already be closed.
         socket: RawFd,
     },
     /// A client was removed.
@@ -23,17 +23,17 @@ pub enum Event {
     Left {
         /// Its id.
         id: u16,
-        /// Why.
+        /// Why it was removed.
         reason: LeaveReason,
     },
-    /// A client was refused: its connection is closed, and no other client heard of it.
+    /// A client was refused: its connection is closed, and no other client was told of it.
     Refused(Refusal),
     /// A [`Stopper`](super::Stopper) was used.
     Stopped,
-    /// A descriptor that was given to [`Server::wake_on`](super::Server::wake_on) is readable.
+    /// A descriptor that was passed to [`Server::wake_on`](super::Server::wake_on) is readable.
     #[non_exhaustive]
     Woken {
-        /// The token that was given with it.
+        /// The token that was passed with it.
         token: u64,
     },
 }
@@ -45,7 +45,7 @@ pub enum LeaveReason {
     /// It closed its connection.
     #[error("it hung up")]
     HungUp,
-    /// It sent something. The protocol has no message from a client to a server.
+    /// It sent data. The protocol has no message from a client to a server.
     #[error("it sent something, which the protocol forbids")]
     SentData,
     /// [`Server::disconnect`](super::Server::disconnect) was called.
@@ -60,7 +60,7 @@ pub enum LeaveReason {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// All ids are in use, or are remembered by a client that is connected.
+    /// No id is left: each is in use, or a connected client was told of its last owner.
     #[error(
         "no id is left: each is in use, or was told to a client that is still connected; \
          disconnect the oldest clients"
@@ -69,7 +69,7 @@ pub enum Refusal {
     /// No descriptor is left for its socket or one of its vectors.
     #[error("no descriptor is left; raise the limit of open files (RLIMIT_NOFILE)")]
     NoDescriptors(#[source] io::Error),
-    /// It had hung up, or sent something, before it was admitted.
+    /// It had hung up, or sent data, before it was admitted.
     #[error("it hung up, or sent something, before it was admitted")]
     Ended,
     /// A system call for it failed.
@@ -86,7 +86,7 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Counters of a server since its start, and what is left. Made by
+/// Counters of a server since its start, and the ids that are left. Made by
 /// [`Server::stats`](super::Server::stats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,15 +101,16 @@ pub struct Stats {
     pub refused_no_ids: u64,
     /// Clients that were refused because no descriptor was left.
     pub refused_no_descriptors: u64,
-    /// Clients that had ended before they were admitted.
+    /// Clients that were refused because they had hung up or sent data.
     pub refused_ended: u64,
     /// Clients that were refused because a system call failed.
     pub refused_system: u64,
     /// Messages that were sent.
     pub messages: u64,
-    /// Ids that can be given now, without looking for those that have become free.
+    /// Ids that can be given now. The server does not check first which remembered ids have become
+    /// free.
     pub ids_free: u32,
-    /// Ids of clients that left, which may not be given again yet.
+    /// Ids of departed clients that may not be given again yet.
     pub ids_remembered: u32,
 }
 

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! How many descriptors a client may leave in flight, so that those who do not read leave some
-//! for those who do.
+//! The in-flight budget: limits the descriptors that clients can leave in flight, so that clients
+//! that do not read do not block the others.
 //!
-//! Linux counts the descriptors that a user has sent and nobody has received yet, over all its
-//! sockets. When there are more than the sender's limit of open files, it answers
-//! `ETOOMANYREFS` to everything that carries a descriptor, whoever it is for. A socket of the
-//! usual size takes 278 messages: with a limit of 1024, four clients that stopped reading would
-//! silence the server for everybody, for as long as they please.
+//! Linux counts the descriptors that a user has sent and that no process has received yet, over
+//! all sockets of the user. When the count exceeds the sender's limit of open files, every
+//! message with a descriptor fails with `ETOOMANYREFS`, for every receiver. A socket of the usual
+//! size takes 278 messages. So with a limit of 1024, four clients that stopped reading would
+//! block the server for all clients.
 //!
-//! So one half of the limit goes to sockets of the usual size, first come, first served. Whoever
-//! comes later gets a smaller one: as there can be no more clients than the limit of open files
-//! has room for, the other half is enough for `(1 + vectors) / 2` messages each. A client that
-//! reads is told all it is to be told through either; the small one takes more turns.
+//! One half of the limit is for sockets of the usual size, which the first clients get. Later
+//! clients get smaller sockets. The limit of open files also limits the number of clients, so
+//! the other half is enough for `(1 + vectors) / 2` messages each. A client that reads receives
+//! all its messages through a small socket too, but with more system calls.
 //!
-//! The small ones are not for everybody, as they cost more: up to 1.4 times the processor time
-//! per message at one vector, 1.1 times at 64.
+//! Small sockets cost more: up to 1.4 times the processor time of a message at one vector, and
+//! 1.1 times at 64. So they are used only when the first half is taken.
 //!
-//! A process with `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN` is exempt, but not in a user namespace.
+//! The kernel exempts a process with `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`, except in a user
+//! namespace.
 
 #![forbid(unsafe_code)]
 
@@ -26,20 +27,20 @@ use std::os::unix::net::UnixStream;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
-/// The least that Linux charges a socket for a message of 8 bytes. (It is 768 on x86-64: a
-/// `sk_buff`, and a buffer that ends with a `skb_shared_info`.)
+/// A lower bound of the bytes that Linux charges a socket for a message of 8 bytes. (On x86-64 it
+/// is 768: a `sk_buff`, and a buffer that ends with a `skb_shared_info`.)
 const CHARGE: u32 = 512;
 
-/// Keeps count of the sockets of the usual size.
+/// Counts the sockets of the usual size.
 #[derive(Debug)]
 pub(super) struct InFlight {
     exempt: bool,
     vectors: u32,
-    /// What the sockets of the usual size can hold.
+    /// The number of messages that all sockets of the usual size can hold.
     taken: u64,
 }
 
-/// A socket's part of what can be in flight, if it is of the usual size.
+/// The number of messages that a socket of the usual size can hold; 0 for a small socket.
 #[derive(Debug)]
 pub(super) struct Share(u32);
 
@@ -60,18 +61,18 @@ impl InFlight {
             self.taken += u64::from(usual);
             return Ok(Share(usual));
         }
-        // The kernel doubles what it is told, and does not go below what 6 messages take.
+        // The kernel doubles this value, and its minimum is the size of 6 messages.
         setsockopt(socket, sockopt::SndBuf, &((small * CHARGE / 2) as usize))?;
         Ok(Share(0))
     }
 
-    /// Takes back what a client had that left.
+    /// Gives the share of a removed client back to the budget.
     pub(super) fn leave(&mut self, share: &Share) {
         self.taken -= u64::from(share.0);
     }
 }
 
-/// Whether the kernel lets this process have any number of descriptors in flight.
+/// Whether the kernel exempts this process from the limit of descriptors in flight.
 fn is_privileged() -> bool {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     has_capability(&read("/proc/thread-self/status"))
@@ -88,7 +89,7 @@ fn has_capability(status: &str) -> bool {
         .is_some_and(|effective| effective & (SYS_ADMIN | SYS_RESOURCE) != 0)
 }
 
-/// Whether every user of the system is mapped to itself, as in the first namespace.
+/// Whether this is the initial user namespace, in which every user id is mapped to itself.
 fn is_initial_namespace(uid_map: &str) -> bool {
     uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
@@ -106,7 +107,7 @@ mod tests {
         assert!(!is_initial_namespace("         0     100000      65536\n"));
     }
 
-    /// One with a limit is as one without privilege, whoever runs this test.
+    /// An in-flight budget that is not exempt, even if root runs this test.
     fn flight(vectors: u32) -> InFlight {
         InFlight { exempt: false, vectors, taken: 0 }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A client as the server's caller sees it.
+//! The view of a client that the server's caller gets.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ use super::connection::{Clients, Connection};
 /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
 /// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
 /// # server.wait(None)?;
-/// // A client that is far behind does not read. It delays no other client.
+/// // A client with many pending messages does not read. It delays no other client.
 /// let stuck: Vec<u16> =
 ///     server.peers().filter(|peer| peer.behind() > 10_000).map(|peer| peer.id()).collect();
 /// for id in stuck {
@@ -53,12 +53,12 @@ impl<'a> Peer<'a> {
         self.clients.payload(self.index)
     }
 
-    /// Its id, as the guests know it.
+    /// Its id, which the guests use too.
     pub fn id(&self) -> u16 {
         self.clients.id(self.index)
     }
 
-    /// Its eventfds, one a vector: writing to one interrupts it.
+    /// Its eventfds, one for each vector. Writing to an eventfd interrupts the peer.
     pub fn vectors(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'a>> + use<'a> {
         self.connection().vectors.iter().map(AsFd::as_fd)
     }
@@ -68,7 +68,7 @@ impl<'a> Peer<'a> {
         self.connection().socket.as_fd()
     }
 
-    /// Messages that it is still to be sent. More than 0 for long means that it does not read.
+    /// The number of its pending messages. If it stays above 0 for long, the client does not read.
     pub fn behind(&self) -> u64 {
         self.clients.behind(self.index)
     }
@@ -76,7 +76,7 @@ impl<'a> Peer<'a> {
     /// The process at the other end (`SO_PEERCRED` of `unix(7)`).
     ///
     /// # Errors
-    /// As `getsockopt(2)`.
+    /// Those of `getsockopt(2)`.
     pub fn credentials(&self) -> io::Result<Credentials> {
         let credentials = getsockopt(&self.connection().socket, sockopt::PeerCredentials)?;
         Ok(Credentials { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() })

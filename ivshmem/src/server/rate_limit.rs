@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A rate limit for one kind of log line that clients can provoke: once a second.
+//! A rate limit for log lines that clients can cause: one line a second of each kind.
 
 #![forbid(unsafe_code)]
 
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// The limit for one kind of line. It counts the lines that it suppresses, and says so with the
-/// next one.
+/// The rate limit for one kind of line. It counts the suppressed lines, and adds the count to the
+/// next line.
 #[derive(Debug, Default)]
 pub(super) struct RateLimit {
     last: Option<Instant>,

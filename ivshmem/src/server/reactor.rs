@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The one descriptor that a server is: an epoll instance with typed sources, and a timer.
+//! The server's one descriptor: an epoll instance with typed sources, and a timer.
 //!
-//! It knows descriptors and tokens, and not what they mean to the server. To add an event
+//! It knows descriptors and tokens. It does not know what they mean to the server. To add an event
 //! source: add a variant to [`Source`] and its token here, watch it, and handle it where
 //! `Server::dispatch` matches on the sources.
 
@@ -23,23 +23,23 @@ use super::rate_limit::RateLimit;
 use super::roster::Key;
 use crate::Error;
 
-/// Events that one call takes from epoll.
+/// The number of events that one call takes from epoll, at most.
 const READY: usize = 256;
 
-/// When to try again what no event reports.
+/// The delay before a retry, for conditions whose end no event reports.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Any byte from a client, and any kind of end, ends it.
+/// The events that end a client: data from it, and any kind of hang-up.
 const CLIENT: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
 
-/// What is ready.
+/// An event source that is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// Connections wait to be accepted.
     Listener,
-    /// The time to try again has come.
+    /// The retry timer has expired.
     Timer,
-    /// The last dispatch left work behind.
+    /// The last dispatch left work to do.
     Due,
     /// A `Stopper` was used.
     Stop,
@@ -55,7 +55,7 @@ const LISTENER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 const DUE: u64 = u64::MAX - 2;
 const STOP: u64 = u64::MAX - 3;
-/// From here on the callers' descriptors. Below it, the clients' keys.
+/// Tokens from this value on are descriptors of the caller. Smaller tokens are keys of clients.
 const CALLER: u64 = 1 << 63;
 
 pub(super) struct Reactor {
@@ -68,7 +68,7 @@ pub(super) struct Reactor {
     stop: Option<Arc<EventFd>>,
     /// The tokens of the callers' descriptors.
     tokens: Vec<u64>,
-    /// Used again by every call.
+    /// The buffer for events, reused by every call.
     ready: Vec<EpollEvent>,
     cannot_arm: RateLimit,
 }
@@ -107,8 +107,8 @@ impl Reactor {
         })
     }
 
-    /// Waits until something is ready, for `timeout` at most, and says what. A signal that is
-    /// caught ends the wait.
+    /// Waits until a source is ready, for `timeout` at most, and returns the ready sources. A
+    /// caught signal ends the wait.
     pub(super) fn wait(
         &mut self,
         timeout: PollTimeout,
@@ -155,12 +155,12 @@ impl Reactor {
         Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, key.to_u64()))?)
     }
 
-    /// Ends the watch. To close the socket would not do while a forked child has a copy.
+    /// Stops watching a descriptor. Closing it is not enough if a forked child has a copy.
     pub(super) fn forget(&self, fd: BorrowedFd<'_>) {
         let _ = self.epoll.delete(fd);
     }
 
-    /// Sets the timer, unless it runs already. Returns whether it runs.
+    /// Sets the retry timer if it is not running. Returns whether it is running now.
     pub(super) fn arm(&mut self) -> bool {
         if !self.armed {
             let once = Expiration::OneShot(TimeSpec::from_duration(RETRY));
@@ -174,13 +174,13 @@ impl Reactor {
         self.armed
     }
 
-    /// Notes that the timer has run out.
+    /// Records that the timer has expired.
     pub(super) fn disarm(&mut self) {
         let _ = self.timer.wait();
         self.armed = false;
     }
 
-    /// Keeps the descriptor readable while there is work, whatever else happens.
+    /// Makes the server's descriptor readable if `due` is true, until it is called with false.
     pub(super) fn set_due(&mut self, due: bool) {
         if self.is_due != due {
             self.is_due = due;
@@ -193,7 +193,7 @@ impl Reactor {
         }
     }
 
-    /// The eventfd of the stoppers, made by the first call.
+    /// Returns the eventfd of the stoppers. The first call makes it.
     pub(super) fn stopper(&mut self) -> Result<Arc<EventFd>, Error> {
         if let Some(stop) = &self.stop {
             return Ok(Arc::clone(stop));
@@ -205,7 +205,7 @@ impl Reactor {
         Ok(Arc::clone(self.stop.insert(Arc::new(stop))))
     }
 
-    /// Takes back a stop that was asked for.
+    /// Clears a stop request.
     pub(super) fn clear_stop(&self) {
         if let Some(stop) = &self.stop {
             let _ = stop.read();

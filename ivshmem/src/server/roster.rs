@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The clients that are connected, and what each must still be told. Pure state: no I/O and no
-//! descriptor.
+//! The connected clients (the members), and the messages that are pending for each. Pure state:
+//! no I/O and no descriptors.
 //!
-//! **Everything a client is ever told is one walk along a log, and a client is a position in
-//! it.** After the greeting a client is told of the members one by one, from the oldest to
-//! itself and on. "The peers already here", "your own vectors" and "a peer that joined later"
-//! are the same walk. So no client has a queue of messages: a client that does not read has a
-//! *cursor* that stands still, and costs nothing more.
+//! **All messages to a client come from one list that all clients share, and a client is a
+//! position in that list.** After the greeting a client is told of the members in join order:
+//! first the members that joined before it, then itself, then the members that joined later. So
+//! no client has a queue of its own. The *cursor* of a client that does not read stays where it
+//! is, and needs no more memory.
 //!
 //! # Time
 //! One counter numbers all joins and all departures. A member's key is the number of its join.
 //! So "X left after Y joined" is a comparison of two numbers.
 //!
 //! # The cursor
-//! A cursor names the newest member its client was told of, and how many of that member's
-//! vectors. Keys only grow, so a departure moves no cursor: the next member to tell of is the
-//! first with a larger key. A client was told of X exactly if its cursor's key is at least X's,
-//! for as long as X is here.
+//! A cursor holds the key of the newest member that the client was told of, and the number of
+//! that member's vectors that were sent. Keys only grow, so a departure changes no cursor: the
+//! next member is the first one with a larger key. While X is connected, a client was told of X
+//! exactly if the cursor's key is at least X's key.
 //!
 //! # The departures
-//! All clients share one log of departures (`departures`). A client holds the number of the
-//! first departure that it has not *heard*. Departures are told before the walk goes on, so a
-//! cursor cannot move while one of them is due. Therefore "was this client told of the member
-//! that left?" can be asked late, of the cursor as it stands: a departure is due exactly if the
-//! cursor has reached the key of the member that left. All others are skipped.
+//! All clients share one log of departures (`departures`). Each client holds the number of the
+//! first departure that it has not *heard*. Pending departures are sent before members, so a
+//! cursor does not move while a departure is pending. Therefore the cursor still tells whether
+//! the client was told of the member that left: the departure is sent exactly if the cursor's
+//! key is at least the member's key. Other departures are skipped.
 //!
-//! A departure costs one entry in the log, whoever is connected, and no look at any client.
+//! A departure adds one entry to the log. It does not look at any client.
 
 #![forbid(unsafe_code)]
 
@@ -37,7 +37,7 @@ mod tests;
 use departures::{Departure, Departures};
 use ids::Ids;
 
-/// The number of a join: a member's name while it is connected. Never given twice.
+/// The number of a join. It identifies a member, and is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key(u64);
 
@@ -51,7 +51,7 @@ impl Key {
     }
 }
 
-/// One message, as the client understands it.
+/// One message of the protocol, by its meaning.
 #[derive(Debug)]
 pub(crate) enum Message<'a, T> {
     /// The protocol version.
@@ -66,24 +66,24 @@ pub(crate) enum Message<'a, T> {
     Gone(u16),
 }
 
-/// The messages before the walk: version, id and memory.
+/// The number of messages in the greeting: version, id and memory.
 pub(crate) const GREETING: u8 = 3;
 
-/// The newest member that a client was told of, and how many of its vectors.
+/// The newest member that a client was told of, and the number of its vectors that were sent.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cursor {
     key: u64,
     vectors: u32,
 }
 
-/// A client's whole state is these few numbers; `payload` is the caller's.
+/// The whole state of a client. `payload` belongs to the caller.
 #[derive(Debug)]
 struct Member<T> {
     key: u64,
     id: u16,
     greeted: u8,
     cursor: Cursor,
-    /// It has heard of every departure with a smaller number.
+    /// Every departure with a smaller number was sent to it or skipped.
     heard: u64,
     payload: T,
 }
@@ -124,10 +124,11 @@ impl<T> Roster<T> {
         self.vectors
     }
 
-    /// The id that the next member will get. None when all are in use or remembered.
+    /// The id that the next member will get. None if all ids are in use or remembered.
     pub(crate) fn next_id(&mut self) -> Option<u16> {
         if self.ids.is_exhausted() && self.departures.has_grown() {
-            // Costs a step for each departure and each member, at most once a departure.
+            // Takes a step for each departure and each member. Runs at most once for each
+            // departure.
             let told = self.told();
             let ids = &mut self.ids;
             self.departures.forget(|departure| {
@@ -141,8 +142,8 @@ impl<T> Roster<T> {
         self.ids.next()
     }
 
-    /// For each member, in join order: its key, and the furthest cursor among all members up
-    /// to and including it.
+    /// Returns for each member, in join order, its key, and the largest cursor key of the members
+    /// up to and including it.
     fn told(&self) -> Vec<(u64, u64)> {
         let mut furthest = 0;
         self.members
@@ -154,14 +155,14 @@ impl<T> Roster<T> {
             .collect()
     }
 
-    /// The key that the next member will get, if nobody leaves before.
+    /// The key that the next member will get if no member leaves before.
     pub(crate) fn next_key(&self) -> Key {
         Key(self.next)
     }
 
-    /// Adds a member. From now on every member, the new one included, is due to be told of it.
+    /// Adds a member. Its vectors become pending for every member, itself included.
     ///
-    /// With no id left the payload comes back.
+    /// If no id is left, it returns the payload as the error.
     pub(crate) fn join(&mut self, payload: T) -> Result<u16, T> {
         let Some(id) = self.next_id() else {
             return Err(payload);
@@ -175,7 +176,7 @@ impl<T> Roster<T> {
         Ok(id)
     }
 
-    /// Removes a member. Every client that was told of it is now due to be told that it left.
+    /// Removes a member. Its departure becomes pending for every client that was told of it.
     pub(crate) fn leave(&mut self, key: Key) -> Option<(u16, T)> {
         let index = self.index(key)?;
         let member = self.members.remove(index);
@@ -190,8 +191,8 @@ impl<T> Roster<T> {
         self.members.binary_search_by_key(&key.0, |member| member.key).ok()
     }
 
-    /// The position of the first member whose key is at least this one; the number of members
-    /// if there is none.
+    /// The position of the first member whose key is at least this one. If there is none, the
+    /// number of members.
     pub(crate) fn index_from(&self, key: Key) -> usize {
         self.members.partition_point(|member| member.key < key.0)
     }
@@ -238,16 +239,17 @@ impl<T> Roster<T> {
         usize::from(GREETING - self.members[index].greeted)
     }
 
-    /// How many ids were never given or are free, and how many are remembered: the id of a
-    /// client that left, which may not be given again yet.
+    /// Returns the number of ids that can be given, and the number of ids of departed clients
+    /// that may not be given again yet.
     pub(crate) fn ids_left(&self) -> (u32, u32) {
         (self.ids.left(), self.departures.len() as u32)
     }
 
-    /// The first member, and the number of its vectors, that `cursor` leaves to be told.
+    /// Returns the position of the first member that is pending for `cursor`, and its first pending
+    /// vector.
     #[inline]
     fn next_to_tell(&self, cursor: Cursor) -> (usize, u32) {
-        // Nearly always the client knows all members, or all but the newest.
+        // Usually the client was told of all members, or of all except the newest.
         let len = self.members.len();
         let known = |index: usize| self.members[index].key <= cursor.key;
         let next = if len == 0 || known(len - 1) {
@@ -265,13 +267,13 @@ impl<T> Roster<T> {
         }
     }
 
-    /// The departures that the member is due to be told, oldest first.
+    /// The departures that are pending for the member, oldest first.
     fn due(&self, member: &Member<T>) -> impl Iterator<Item = &Departure> + use<'_, T> {
         let reached = member.cursor.key;
         self.departures.since(member.heard).iter().filter(move |departure| departure.key <= reached)
     }
 
-    /// The number of messages that the member at `index` is still to be told.
+    /// The number of messages that are pending for the member at `index`.
     pub(crate) fn behind(&self, index: usize) -> u64 {
         let member = &self.members[index];
         let (next, vector) = self.next_to_tell(member.cursor);
@@ -280,11 +282,11 @@ impl<T> Roster<T> {
         u64::from(GREETING - member.greeted) + departures + walk - u64::from(vector)
     }
 
-    /// Calls `each` with what the member at `index` is still to be told, in order: `most`
-    /// messages at most, and until `each` returns false.
+    /// Calls `each` with the pending messages of the member at `index`, in order, until `each`
+    /// returns false, and for `most` messages at most.
     ///
-    /// The loop is here, and not the caller's: an iterator over all of it is so large that it
-    /// costs more than the messages.
+    /// This is a loop and not an iterator, because an iterator over all three parts is so large
+    /// that copying it costs more than the messages.
     #[inline]
     pub(crate) fn for_each_message<'a>(
         &'a self,
@@ -326,7 +328,7 @@ impl<T> Roster<T> {
         }
     }
 
-    /// What the member at `index` is still to be told, in order.
+    /// The pending messages of the member at `index`, in order.
     #[cfg(test)]
     fn messages(&self, index: usize) -> impl Iterator<Item = Message<'_, T>> {
         let mut messages = Vec::new();
@@ -337,13 +339,13 @@ impl<T> Roster<T> {
         messages.into_iter()
     }
 
-    /// Notes that the first `count` messages of `for_each_message` have been told.
+    /// Records that the first `count` messages of `for_each_message` have been sent.
     pub(crate) fn note_told(&mut self, index: usize, count: usize) {
         let member = &self.members[index];
         let greeting = count.min(usize::from(GREETING - member.greeted));
         let mut left = count - greeting;
-        // Once all that are due have been told, every departure up to now is settled for this
-        // client: it must not be asked anew of a cursor that has moved.
+        // When all pending departures have been sent, no departure up to now matters to this client
+        // any more. They must not be compared again with a cursor that has moved.
         let mut heard = self.next;
         for departure in self.due(member) {
             if left == 0 {
@@ -369,11 +371,13 @@ impl<T> Roster<T> {
     }
 }
 
-/// Whether a member was connected when this one left, and may have been told of it. `told` is
-/// that of [`Roster::told`].
+/// Whether a connected client may have been told of the member that left, so that the id may not
+/// be given again. Only clients that were connected when it left count. `told` is the result of
+/// [`Roster::told`].
 ///
-/// Exact for a client that stands still. For one that went on reading it errs towards caution:
-/// its cursor may have passed the key after the departure.
+/// The answer is exact for a client that has not read since the departure. A client that has read
+/// since then may count although it was never told: its cursor may have passed the key after the
+/// departure. That keeps an id back, which is safe.
 fn is_remembered(departure: &Departure, told: &[(u64, u64)]) -> bool {
     let here = told.partition_point(|(key, _)| *key < departure.left);
     here > 0 && told[here - 1].1 >= departure.key

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Sending messages to one client. A run of messages goes out with one system call.
+//! Sends messages to one client. A run of messages takes one system call.
 //!
-//! Sending never waits. What did not go out, the caller offers again later; the [`Verdict`] says
-//! what must happen before. This module knows sockets and numbers, not clients.
+//! Sending never waits. The caller sends the remaining messages later; the [`Verdict`] tells what
+//! must happen before. This module knows sockets and numbers, not clients.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ use nix::sys::socket::{MsgFlags, send};
 use crate::protocol::{MESSAGE, REFUSED_VALUE, REFUSED_VERSION};
 use crate::sys;
 
-/// Messages that go out with one call at most. A socket of the default size holds 278.
+/// The number of messages in one call, at most. A socket of the default size holds 278.
 pub(super) const RUN: usize = 256;
 
 /// What must happen before a client can be sent more.
@@ -23,12 +23,12 @@ pub(super) const RUN: usize = 256;
 pub(super) enum Verdict {
     /// There is nothing more to send.
     Done,
-    /// There may be more to send, and the socket takes it.
+    /// There may be more to send, and the socket is writable.
     More,
-    /// The socket is full; epoll tells when it is writable again.
+    /// The socket is full. Epoll reports when it is writable again.
     Full,
-    /// The system cannot take it now, and no event tells when it can: too many descriptors of
-    /// this user are in flight, or there is no memory.
+    /// The system cannot send now: too many descriptors of this user are in flight, or there is
+    /// no memory. No event reports when it can.
     Exhausted(Errno),
     /// The connection cannot be used any more.
     Broken(Errno),
@@ -46,14 +46,15 @@ impl From<io::Error> for Verdict {
     }
 }
 
-/// A message that went out in part. Its descriptor went with its first byte.
+/// A partial write: the message and the number of its bytes that were sent. The descriptor was
+/// sent with the first byte.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Partial {
     value: [u8; MESSAGE],
     sent: u8,
 }
 
-/// Sends runs of messages. One serves all sockets.
+/// Sends runs of messages. One instance is used for all sockets.
 pub(super) struct Sender {
     buffer: sys::SendBuffer,
 }
@@ -63,10 +64,10 @@ impl Sender {
         Self { buffer: sys::SendBuffer::new(RUN) }
     }
 
-    /// Sends as many messages as one call takes, `most` at most ([`RUN`] if that is less), but
-    /// first the remainder of `partial`. `fill` puts them into the run, no more than its second
-    /// argument says. Returns how many messages were told: one that went out in part counts,
-    /// and `partial` then holds its remainder.
+    /// Sends the remainder of `partial`, and then as many messages as one call takes: `most` or
+    /// [`RUN`] at most, whichever is less. `fill` puts the messages into the run; its second
+    /// argument is the largest number of them. Returns the number of messages that were sent. A
+    /// partial write counts as sent, and `partial` then holds its remainder.
     #[inline]
     pub(super) fn send<'fd>(
         &mut self,
@@ -99,8 +100,8 @@ impl Sender {
             return (sent.messages + 1, Verdict::Full);
         }
         let verdict = if sent.messages < run.len() {
-            // Nearly always the socket is full. If it is something else, epoll reports the
-            // socket as writable at once, and the next call says what it is.
+            // Usually the socket is full. After any other error epoll reports the socket as
+            // writable at once, and the next call returns the error.
             Verdict::Full
         } else if run.len() < most {
             Verdict::Done
@@ -111,7 +112,7 @@ impl Sender {
     }
 }
 
-/// Sends the remainder of a message that went out in part.
+/// Sends the remainder of a partial write.
 fn complete(socket: BorrowedFd<'_>, partial: &mut Option<Partial>) -> Result<(), Verdict> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     while let Some(Partial { value, sent }) = partial {
@@ -126,17 +127,18 @@ fn complete(socket: BorrowedFd<'_>, partial: &mut Option<Partial>) -> Result<(),
     Ok(())
 }
 
-/// Ends a client that was not sent all of its greeting. QEMU waits for the memory in a loop that
-/// takes an end of file for "nothing yet", and would spin for ever; a message that it cannot
-/// accept makes it stop with an error. `greeted` is the number of messages of the greeting that
-/// the client was sent.
+/// Refuses a client that was not sent its whole greeting: sends a message that QEMU cannot accept,
+/// so that QEMU ends with an error. Without the message QEMU would spin without end, because it
+/// waits for the memory in a loop that treats an end of file as "no data yet". `greeted` is the
+/// number of messages of the greeting that the client was sent.
 pub(super) fn refuse(socket: BorrowedFd<'_>, greeted: usize, partial: Option<Partial>) {
     let mut partial = partial;
     if complete(socket, &mut partial).is_err() {
         return;
     }
     let value = if greeted == 0 { REFUSED_VERSION } else { REFUSED_VALUE };
-    // A socket that takes nothing has messages that the client has not read: nothing helps then.
+    // The send fails if the socket is full, which means that the client does not read. Nothing can
+    // be done for such a client.
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let _ = send(socket.as_raw_fd(), &value.to_le_bytes(), flags);
 }

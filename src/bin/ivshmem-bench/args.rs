@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
-/// What can be measured.
+/// A part of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
     /// Doorbell round trips between two peers.
@@ -18,8 +18,8 @@ pub(crate) enum Part {
     Join,
 }
 
-/// Measures what ivshmem peers of this host can expect: doorbell round trips, the shared
-/// memory's throughput, the time to join; each beside what the bare kernel takes for the same.
+/// Measures the performance of ivshmem peers on this host: doorbell round trips, the throughput
+/// of the shared memory, and the time to join. The bare system calls are measured beside them.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ivshmem-bench", version, disable_help_flag = true)]
 #[command(
@@ -32,11 +32,11 @@ pub(crate) struct Args {
     #[arg(short = 'h', long, action = clap::ArgAction::Help)]
     help: Option<bool>,
 
-    /// Use the server at this socket, and not one of this program's own
+    /// Use the server at this socket instead of starting one
     #[arg(short = 'S', long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 
-    /// Vectors of each peer of the own server; with -S it is the server that says
+    /// Vectors of each peer; with -S the server determines it
     #[arg(
         short = 'n',
         long,
@@ -47,16 +47,16 @@ pub(crate) struct Args {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=2048))]
     pub(crate) vectors: u32,
 
-    /// Measure only this; may be said more than once
+    /// Measure only this; may be given more than once
     #[arg(long, value_name = "WHAT")]
     only: Vec<Part>,
 
-    /// Doorbell round trips in each round, of each kind
+    /// Doorbell round trips of each kind in each round
     #[arg(long, value_name = "N", default_value_t = 1000)]
     #[arg(value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub(crate) trips: u32,
 
-    /// Rounds; library and bare kernel take turns in each
+    /// Rounds; library and bare system calls take turns in each
     #[arg(short, long, value_name = "N", default_value_t = 21)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) rounds: u32,
@@ -66,21 +66,21 @@ pub(crate) struct Args {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) joins: u32,
 
-    /// With -S: measure writing too, and so destroy what is in the shared memory
+    /// With -S: also measure writing, which destroys the content of the shared memory
     #[arg(long, requires = "socket")]
     pub(crate) overwrite: bool,
 
-    /// Write one JSON object, and no table
+    /// Write one JSON object instead of a table
     #[arg(short, long)]
     pub(crate) json: bool,
 
-    /// Be the other peer of a measurement
+    /// Run as the other peer of a measurement
     #[arg(long, hide = true, num_args = 1.., exclusive = true)]
     pub(crate) echo: Vec<String>,
 }
 
 impl Args {
-    /// Whether this is to be measured.
+    /// Whether this part should be measured.
     pub(crate) fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Two ways to ring and be rung: through the library, and by bare system calls on eventfds.
+//! Two ways to ring and to be rung: the library, and bare system calls on eventfds.
 //!
-//! What uses them is generic over them, so the compiler makes the same loop of both.
+//! The measuring loop is generic over both, so the compiler makes the same loop for each.
 
 #![forbid(unsafe_code)]
 
@@ -15,10 +15,10 @@ use nix::unistd;
 
 use crate::Failure;
 
-/// The other peer answers within this, or is no more.
+/// The time limit for an answer. After it the other peer counts as dead.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Looks of a busy receiver before it gives up: some ten seconds.
+/// The number of polls after which a busy receiver gives up: about ten seconds.
 const LOOKS: u64 = 1 << 26;
 
 /// How a receiver waits.
@@ -26,7 +26,7 @@ const LOOKS: u64 = 1 << 26;
 pub(crate) enum Receiver {
     /// It sleeps until it is rung.
     Blocking,
-    /// It looks again and again.
+    /// It polls in a loop.
     Busy,
 }
 
@@ -43,18 +43,18 @@ impl Receiver {
     }
 }
 
-/// One peer's end: the other's doorbell, and the own vector.
+/// One peer's side: the doorbell of the other peer, and its own vector.
 pub(crate) trait Bell {
-    /// Rings the other.
+    /// Rings the other peer.
     fn ring(&self) -> Result<(), Failure>;
 
-    /// Takes what was rung, if anything was.
+    /// Takes a pending ring. Returns whether there was one.
     fn take(&self) -> Result<bool, Failure>;
 
-    /// Sleeps until it is rung, `limit` at most; whether it was.
+    /// Sleeps until it is rung, for `limit` at most. Returns whether it was rung.
     fn sleep(&mut self, limit: Option<Duration>) -> Result<bool, Failure>;
 
-    /// Waits to be rung.
+    /// Waits until it is rung.
     fn wait(&mut self, receiver: Receiver) -> Result<(), Failure> {
         let rung = match receiver {
             Receiver::Blocking => self.sleep(Some(PATIENCE))?,
@@ -72,7 +72,7 @@ pub(crate) trait Bell {
     }
 }
 
-/// Through the library.
+/// The library.
 pub(crate) struct Library {
     pub(crate) other: Doorbell,
     pub(crate) own: Vector,
@@ -92,7 +92,7 @@ impl Bell for Library {
     }
 }
 
-/// By `write`, `poll` and `read` on non-blocking eventfds, as the protocol has them.
+/// `write`, `poll` and `read` on non-blocking eventfds, like those of the protocol.
 pub(crate) struct Bare {
     pub(crate) other: OwnedFd,
     pub(crate) own: OwnedFd,

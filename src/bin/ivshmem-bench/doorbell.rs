@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Doorbell round trips: one peer rings, the other, a process of its own, rings back.
+//! Doorbell round trips: one peer rings; the other peer, another process, rings back.
 //!
-//! The pair that goes through the library and the pair on bare eventfds take turns, and ratios
-//! are taken within a round: whatever else the machine does, it does to both.
+//! One pair of peers uses the library, the other uses bare eventfds. The pairs take turns, and
+//! ratios are computed within a round, so that other work on the machine affects both pairs.
 //!
-//! Receivers that sleep share one processor with who rings them. Otherwise the scheduler puts
-//! one pair on one processor and another pair on two, where each ring has to wake an idle one:
-//! seven times as long, for the library or for the bare eventfds as it falls.
+//! Two peers that sleep run on the same processor. Otherwise the scheduler might place one pair
+//! on one processor and the other pair on two. On two processors each ring has to wake an idle
+//! processor, which takes seven times as long.
 
 #![forbid(unsafe_code)]
 
@@ -28,19 +28,19 @@ use crate::bell::{Bare, Bell, Library, Receiver};
 use crate::host::Host;
 use crate::stats::{Spread, median};
 
-/// How long the other peer may take to join.
+/// The time limit for the other peer to join.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What came out for one kind of receiver.
+/// The result for one kind of receiver.
 pub(crate) struct Outcome {
     pub(crate) receiver: Receiver,
     pub(crate) library: Spread,
     pub(crate) bare: Spread,
-    /// The middle of the rounds' ratios of their medians.
+    /// The ratio of the medians in each round; the median of the rounds.
     pub(crate) ratio: f64,
 }
 
-/// The other peer's process, ended when dropped.
+/// The other peer's process. Dropping it kills the process.
 struct Echo(Child);
 
 impl Drop for Echo {
@@ -68,7 +68,7 @@ impl Echo {
     }
 }
 
-/// Keeps this thread, and what it starts, on one processor; dropped, it lets go again.
+/// Binds this thread, and the processes that it starts, to one processor until it is dropped.
 struct OneProcessor(CpuSet);
 
 impl OneProcessor {
@@ -85,7 +85,7 @@ impl OneProcessor {
 
 impl Drop for OneProcessor {
     fn drop(&mut self) {
-        // It was allowed before, so it is again.
+        // This set of processors was allowed before, so this cannot fail.
         let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
     }
 }
@@ -102,7 +102,7 @@ pub(crate) fn measure(
         Receiver::Blocking => Some(OneProcessor::keep_to()?),
         Receiver::Busy => None,
     };
-    // Either stays alive to the end; the one whose turn it is not sleeps.
+    // Both pairs stay alive to the end. The pair whose turn it is not sleeps.
     let (_bare_echo, mut bare) = bare(receiver, trips)?;
     let (_client, _library_echo, mut library) = library(host, receiver, trips)?;
     let mut all = (Vec::new(), Vec::new());
@@ -128,7 +128,8 @@ pub(crate) fn measure(
     })
 }
 
-/// One pair's turn: seconds of each round trip but the first, which woke the other peer.
+/// One pair's turn. Returns the seconds of each round trip except the first, which woke the other
+/// peer.
 fn turn(bell: &mut impl Bell, receiver: Receiver, trips: u32) -> Result<Vec<f64>, Failure> {
     let mut times = Vec::with_capacity(trips as usize);
     for _ in 0..trips {
@@ -172,15 +173,15 @@ fn library(
         }
         client.wait(Some(left))?;
     }
-    // Without a look before it sleeps, as the bare one has none.
+    // No polling before it sleeps, because the bare side does not poll either.
     let own = client.vector(0)?.spin(Duration::ZERO);
     let bell = Library { other: client.doorbell(other, 0)?, own };
     Ok((client, echo, bell))
 }
 
-/// Is the other peer, until it is killed.
+/// Runs as the other peer until it is killed.
 pub(crate) fn echo(words: &[String]) -> Result<(), Failure> {
-    // Whatever ends the one that measures must not leave this one asleep for ever.
+    // When the measuring process ends for any reason, this process must end too.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let stdin = io::stdin().as_fd().try_clone_to_owned()?;
@@ -200,7 +201,7 @@ pub(crate) fn echo(words: &[String]) -> Result<(), Failure> {
     }
 }
 
-/// Answers turn after turn. The first ring of a turn is waited for asleep.
+/// Answers one turn after another. It sleeps until the first ring of a turn.
 fn answer(bell: &mut impl Bell, receiver: &str, trips: &str) -> Result<(), Failure> {
     let receiver = Receiver::from_name(receiver).ok_or("a receiver is blocking or busy")?;
     let trips: u32 = trips.parse()?;

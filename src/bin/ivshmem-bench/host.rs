@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The server that is measured at: one of this program's own, or the one it was told of.
+//! The server to measure with: the program starts one, or uses the one of `--socket`.
 
 #![forbid(unsafe_code)]
 
@@ -13,14 +13,14 @@ use nix::unistd::mkdtemp;
 use crate::args::Args;
 use crate::{Failure, chain};
 
-/// A server, and how to join it.
+/// A server and the address at which clients join it.
 pub(crate) struct Host {
     socket: PathBuf,
     vectors: u32,
     own: Option<Own>,
 }
 
-/// A server in a thread, stopped when dropped.
+/// A server in a thread. Dropping it stops the server.
 struct Own {
     directory: PathBuf,
     stopper: Stopper,
@@ -28,7 +28,7 @@ struct Own {
 }
 
 impl Host {
-    /// Starts a server, or looks whether the given one is there.
+    /// Starts a server, or checks that the given one answers.
     pub(crate) fn open(args: &Args) -> Result<Self, Failure> {
         if let Some(socket) = &args.socket {
             let client = Client::connect(socket).map_err(|error| {
@@ -64,12 +64,12 @@ impl Host {
         self.vectors
     }
 
-    /// Whether the server is this program's own.
+    /// Whether this program started the server.
     pub(crate) fn is_own(&self) -> bool {
         self.own.is_some()
     }
 
-    /// Joins, as one who knows how many vectors there are.
+    /// Joins the server as a client that knows the number of vectors.
     pub(crate) fn join(&self) -> Result<Client, Failure> {
         Ok(Client::builder().vectors(self.vectors).connect(&self.socket)?)
     }
@@ -78,7 +78,7 @@ impl Host {
 impl Drop for Own {
     fn drop(&mut self) {
         self.stopper.stop();
-        // Its socket goes with it; only then is the directory empty.
+        // The thread removes the socket when it ends. Only then is the directory empty.
         let _ = self.thread.take().map(JoinHandle::join);
         let _ = fs::remove_dir(&self.directory);
     }

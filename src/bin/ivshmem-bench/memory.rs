@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The shared memory's throughput, beside that of memcpy in memory of this process's own.
+//! The throughput of the shared memory, beside that of memcpy in this process's own memory.
 
 #![forbid(unsafe_code)]
 
@@ -11,30 +11,31 @@ use ivshmem::client::Memory;
 use crate::Failure;
 use crate::stats::median;
 
-/// Bytes of a copy: a page, what fits in a cache near the core, what does not.
+/// The bytes of a copy: a page, a block that fits in a cache near the core, and one that does not.
 const BLOCKS: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
 
-/// Bytes copied in each round, in blocks one behind the other.
+/// The bytes that are copied in each round, in consecutive blocks.
 const TURN: usize = 32 << 20;
 
-/// Which way.
+/// The direction of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Read,
     Write,
 }
 
-/// What came out, in bytes a second.
+/// The result, in bytes a second.
 pub(crate) struct Outcome {
     pub(crate) way: Way,
     pub(crate) block: usize,
     pub(crate) library: f64,
     pub(crate) memcpy: f64,
-    /// The middle of the rounds' ratios of time: more than 1 is slower than memcpy.
+    /// The ratio of the times in each round; the median of the rounds. More than 1 is slower than
+    /// memcpy.
     pub(crate) ratio: f64,
 }
 
-/// Measures one way, with each size of blocks. Calls `tick` after each round.
+/// Measures one direction with each block size. Calls `tick` after each round.
 pub(crate) fn measure(
     memory: &Memory,
     way: Way,
@@ -46,7 +47,7 @@ pub(crate) fn measure(
     blocks.map(|block| measure_block(memory, &mut own, way, block, rounds, &tick)).collect()
 }
 
-/// How many different sizes of blocks there are for a memory of this size.
+/// The number of block sizes that fit in this memory.
 pub(crate) fn blocks(memory: &Memory) -> u64 {
     BLOCKS.into_iter().filter(|&block| block <= memory.len()).count() as u64
 }
@@ -61,7 +62,7 @@ fn measure_block(
 ) -> Result<Outcome, Failure> {
     let mut buffer = vec![2; block];
     let whole = own.len() / block * block;
-    // Pages that nobody has touched yet are not what is measured.
+    // Use only whole blocks of `own`, whose pages have all been touched.
     let offsets = || (0..TURN / block).map(|n| n * block % whole);
     let by_library = |buffer: &mut [u8]| -> Result<f64, Failure> {
         let start = Instant::now();

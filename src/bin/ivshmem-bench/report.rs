@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The figures, for a reader and for a program.
+//! Prints the figures, as a table or as JSON.
 
 #![forbid(unsafe_code)]
 
@@ -11,12 +11,12 @@ use crate::memory::Way;
 use crate::stats::Spread;
 use crate::{doorbell, memory};
 
-/// All that was measured.
+/// All results.
 #[derive(Default)]
 pub(crate) struct Report {
     pub(crate) doorbell: Vec<doorbell::Outcome>,
     pub(crate) memory: Vec<memory::Outcome>,
-    /// Vectors of each peer, and the seconds to join.
+    /// The number of vectors of each peer, and the seconds to join.
     pub(crate) join: Option<(u32, Spread)>,
 }
 

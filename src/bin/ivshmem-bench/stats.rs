@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Middles and tails.
+//! Medians and percentiles.
 
 #![forbid(unsafe_code)]
 
-/// How seconds spread.
+/// The distribution of times, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) median: f64,

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The log of departures, which is also the list of the ids that may not be given again yet.
+//! The log of departures. It is also the list of ids that may not be given again yet.
 //!
 //! An entry stays until its id may be given again. So an id is in the log at most once, and the
 //! log is never longer than the id space.
 
 #![forbid(unsafe_code)]
 
-/// A member that left.
+/// An entry of the log: a member that left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Departure {
     pub(super) id: u16,
     /// The number of its join.
     pub(super) key: u64,
-    /// The number of its departure. Every member with a smaller key was connected then.
+    /// The number of its departure. A connected member with a smaller key was connected at that
+    /// time.
     pub(super) left: u64,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Departures {
-    /// In the order of leaving, so `left` grows.
+    /// In the order of departure, so `left` grows.
     log: Vec<Departure>,
-    /// There was a departure since `forget` was called last, so an id may have become free.
+    /// A departure was added since the last call of `forget`, so an id may have become free.
     grown: bool,
 }
 
@@ -41,7 +42,7 @@ impl Departures {
     /// The entries whose number is at least `number`, oldest first.
     #[inline]
     pub(super) fn since(&self, number: u64) -> &[Departure] {
-        // Nearly always there is none.
+        // Usually there is no such entry.
         match self.log.last() {
             Some(newest) if newest.left >= number => {
                 &self.log[self.log.partition_point(|departure| departure.left < number)..]
@@ -50,7 +51,7 @@ impl Departures {
         }
     }
 
-    /// Removes the entries of which `is_free` says so.
+    /// Removes the entries for which `is_free` returns true.
     pub(super) fn forget(&mut self, mut is_free: impl FnMut(&Departure) -> bool) {
         self.grown = false;
         self.log.retain(|departure| !is_free(departure));

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The ids that may be given.
+//! The ids that can be given to new clients.
 //!
-//! QEMU's heap is corrupted by an id that comes back after a client was told that the id's
-//! owner left. So an id is free again only when no connected client was told of its last owner.
-//! The roster decides that; this module knows only which ids were never given, and which are
-//! free again.
+//! A QEMU corrupts its heap if an id comes back after the QEMU was told that the id's owner left.
+//! So an id is free again only when no connected client was told of its last owner. The roster
+//! decides that. This module only knows which ids were never given, and which are free again.
 
 #![forbid(unsafe_code)]
 
@@ -16,10 +15,10 @@ use crate::protocol::ID_SPACE;
 pub(super) struct Ids {
     first: u16,
     space: u32,
-    /// How many of the space have ever been given. They are given in turn, as the reference
-    /// does, before any comes back.
+    /// The number of ids that have ever been given. All ids are given once, in turn, before any id
+    /// is given again, as the reference does.
     given: u32,
-    /// The id that has been free for longest is given first.
+    /// The free ids. The id that has been free for the longest time is given first.
     free: VecDeque<u16>,
 }
 
@@ -29,7 +28,7 @@ impl Ids {
         Self { first, space, given: 0, free: VecDeque::new() }
     }
 
-    /// The id that `take` takes.
+    /// The id that the next `take` removes.
     pub(super) fn next(&self) -> Option<u16> {
         if self.given < self.space {
             Some(self.first.wrapping_add(self.given as u16))
@@ -50,7 +49,7 @@ impl Ids {
         self.left() == 0
     }
 
-    /// How many ids can be given.
+    /// The number of ids that can be given.
     pub(super) fn left(&self) -> u32 {
         self.space - self.given + self.free.len() as u32
     }

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the roster promises, in random histories and in the cases that have a name.
-//!
-//! That these tests fail when a rule is broken is shown in docs/testing.md.
+//! Tests of the roster's rules: random histories, and named cases.
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -12,7 +10,7 @@ use crate::protocol::ID_SPACE;
 mod model;
 use model::World;
 
-/// Something happens. A client is chosen by a number modulo those who are here.
+/// One step of a history. The number of a client is taken modulo the number of clients.
 #[derive(Clone, Debug)]
 enum Step {
     Join,
@@ -21,11 +19,11 @@ enum Step {
     Tell(usize, usize),
     /// It reads all messages.
     TellAll(usize),
-    /// All but this one read all messages.
+    /// All clients except this one read all messages.
     Stall(usize),
-    /// Everybody reads all messages, so many at a time.
+    /// Every client reads all its messages, this many at a time.
     Rest(usize),
-    /// Somebody joins, reads some messages, and leaves again.
+    /// A client joins, reads some messages, and leaves.
     Visit(usize),
     Empty,
 }
@@ -90,7 +88,7 @@ proptest! {
             take(&mut world, step);
         }
         world.rest(chunk);
-        // When nobody is here nobody remembers anything.
+        // With no client connected, no id is remembered.
         take(&mut world, &Step::Empty);
         let mut ids: Vec<u16> = (0..space).filter_map(|_| world.join()).collect();
         let mut all: Vec<u16> = world.all_ids().collect();
@@ -102,7 +100,7 @@ proptest! {
     }
 }
 
-/// The messages that wait for the member at `index`: what, whose id, which vector.
+/// The pending messages of the member at `index`: kind, id, vector.
 fn waiting(roster: &Roster<u64>, index: usize) -> Vec<(&'static str, u16, usize)> {
     let flat = |message| match message {
         Message::Version => ("version", 0, 0),
@@ -222,7 +220,7 @@ fn a_resident_that_was_told_of_everybody_holds_their_ids_until_it_leaves() {
     world.tell(0, usize::MAX);
     assert_eq!(world.clients[0].view(), [7], "the resident is unharmed");
     world.leave(0);
-    // The first to leave is the first to come back.
+    // The id that was given back first is given first.
     assert_eq!(world.join(), Some(8));
     for _ in 1..ID_SPACE {
         world.roster.join(0).expect("nobody is left who remembers");
@@ -235,7 +233,7 @@ fn a_client_that_reads_on_after_a_stall_holds_only_what_it_may_have_heard_of() {
     let mut world = World::new(1, 0, 3);
     world.join();
     world.tell(0, 3);
-    // 1 comes and goes unheard; its id comes back after 2 had the last fresh one.
+    // The client is never told of 1. Its id comes back after 2, the last id that was never given.
     world.join();
     world.leave(1);
     world.join();

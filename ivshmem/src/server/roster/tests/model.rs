@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A world to try the roster in: clients that understand messages as a QEMU does, and panic
+//! A model to test the roster against: clients that read messages as a QEMU does, and panic
 //! where a QEMU would hang or corrupt its heap.
 //!
-//! It keeps books of its own (who had which id, who was told what), and looks into the roster
-//! only for what no client can see: how much waits there.
+//! The model records the owner of each id and the messages of each client. It looks into the
+//! roster only for state that no client can see, such as the number of pending messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Key, Message, Roster};
 
-/// Whose an id is, or was last. Joins are numbered from 1; a number is the payload.
+/// The last owner of an id. Joins are numbered from 1, and the number is the payload.
 struct Owner {
     number: u64,
-    /// Whoever has a smaller number was here when it left.
+    /// Set when it left: clients with a smaller number had joined before.
     left: Option<u64>,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Client {
     number: u64,
     pub(super) id: u16,
     greeted: u8,
-    /// In the order of hearing; the client's own vectors are among them.
+    /// The peers in the order in which they were told; the client itself is among them.
     known: Vec<Known>,
     gone: BTreeSet<u16>,
     /// The newest join that it was told of.
@@ -36,7 +36,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Takes one message as a QEMU does.
+    /// Reads one message as a QEMU does.
     fn hear(&mut self, message: Message<'_, u64>, vectors: u32, owners: &BTreeMap<u16, Owner>) {
         let me = self.id;
         match message {
@@ -54,7 +54,7 @@ impl Client {
                 assert!(owner.number == number && owner.left.is_none(), "{me}: {id} is not here");
                 if number != self.newest {
                     assert!(number > self.newest, "{me} hears of {id} out of join order");
-                    // A peer that left when half told of is no more among the known.
+                    // A peer that left before all its vectors were told is not in `known`.
                     let complete = self.known.last().is_none_or(|last| last.vectors == vectors);
                     assert!(complete, "{me} hears of {id} before the last one is complete");
                     self.known.push(Known { id, number, vectors: 0 });
@@ -91,7 +91,7 @@ impl Client {
 
 pub(super) struct World {
     pub(super) roster: Roster<u64>,
-    /// In join order, as the roster's members are.
+    /// In join order, like the roster's members.
     pub(super) clients: Vec<Client>,
     owners: BTreeMap<u16, Owner>,
     vectors: u32,
@@ -113,13 +113,13 @@ impl World {
         }
     }
 
-    /// All ids, in the order of first giving.
+    /// All ids, in the order in which they are first given.
     pub(super) fn all_ids(&self) -> impl Iterator<Item = u16> + use<> {
         let first = u32::from(self.first);
         (first..first + self.space).map(|id| (id % 65_536) as u16)
     }
 
-    /// Somebody joins, or is refused, which must have a reason.
+    /// A client joins or is refused. A refusal must have a reason.
     pub(super) fn join(&mut self) -> Option<u16> {
         let foretold = self.roster.next_id();
         let key = self.roster.next_key();
@@ -157,14 +157,14 @@ impl World {
         }
     }
 
-    /// Whether the id is in use, or remembered by the rule of `ids.rs`.
+    /// Whether the id is in use, or may not be given again by the rule in `ids.rs`.
     fn is_held(&self, id: u16) -> bool {
         let Some(owner) = self.owners.get(&id) else { return false };
         let Some(left) = owner.left else { return true };
         self.clients.iter().any(|client| client.number < left && client.newest >= owner.number)
     }
 
-    /// The client at `at` of the join order leaves.
+    /// The client at position `at` in join order leaves.
     pub(super) fn leave(&mut self, at: usize) -> u16 {
         let Client { key, number, id, .. } = self.clients.remove(at);
         assert_eq!(self.roster.leave(key), Some((id, number)));
@@ -173,7 +173,8 @@ impl World {
         id
     }
 
-    /// The client at `at` of the join order reads at most `limit` messages; how many came.
+    /// The client at position `at` in join order reads at most `limit` messages. Returns the number
+    /// of messages.
     pub(super) fn tell(&mut self, at: usize, limit: usize) -> usize {
         let client = &mut self.clients[at];
         assert_eq!(self.roster.index(client.key), Some(at), "the roster is in join order");
@@ -188,8 +189,8 @@ impl World {
         count
     }
 
-    /// Everybody reads, `chunk` messages at a time, until there is nothing more: then each
-    /// one's view is the roster.
+    /// Every client reads, `chunk` messages at a time, until no message is pending. Then each
+    /// client's view must equal the roster.
     pub(super) fn rest(&mut self, chunk: usize) {
         for at in 0..self.clients.len() {
             let behind = self.roster.behind(at);
@@ -211,7 +212,7 @@ impl World {
         }
     }
 
-    /// What waits in the roster is bounded, whatever happened.
+    /// Checks that the size of the roster's state is bounded.
     pub(super) fn check_bounds(&self) {
         assert_eq!(self.roster.len(), self.clients.len());
         let departures = self.roster.departures.len();
