@@ -294,3 +294,20 @@ fn what_cannot_be_started_is_an_error_that_says_what_would_be_right() {
     let error = builder().start().map(drop).unwrap_err();
     assert!(matches!(error, Error::SocketInUse { .. }), "{error:?}");
 }
+
+#[test]
+fn a_given_listener_that_was_shut_down_is_not_watched_any_more() {
+    let dir = directory();
+    let path = dir.path().join("socket");
+    let listener = UnixListener::bind(&path).expect("the path is free");
+    let shared = listener.try_clone().expect("dup works");
+    let mut server = Server::builder().listener(listener).start().expect("a server");
+    let (client, _) = join(&mut server, &path);
+    nix::sys::socket::shutdown(shared.as_raw_fd(), nix::sys::socket::Shutdown::Both)
+        .expect("it is a socket");
+    server.dispatch().expect("it works");
+    server.dispatch().expect("it works");
+    assert!(!server.is_ready() && !server.is_listening(), "it would be reported for ever");
+    assert_eq!(server.peers().count(), 1, "the client stays");
+    drop(client);
+}

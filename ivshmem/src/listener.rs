@@ -136,6 +136,13 @@ impl Listener {
         poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 
+    /// Whether shutdown(2) was called on it, by any process that shares it.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut fds = [PollFd::new(self.socket.as_fd(), hung_up)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// The path that was bound here; none for a socket that the caller gave.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.bound.as_ref().map(|bound| bound.path.as_path())

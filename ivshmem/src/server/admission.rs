@@ -99,6 +99,14 @@ impl Admission {
             let outcome = match self.listener.accept() {
                 Ok(socket) => Candidate::new(core, socket).admit(turn),
                 Err(error) => match error.raw_os_error() {
+                    // A blocking one says EINVAL, a non-blocking one EAGAIN.
+                    Some(libc::EAGAIN | libc::EINVAL) if self.listener.is_shut_down() => {
+                        log::error!("the listening socket was shut down; no client can connect");
+                        // epoll reports a hang-up whatever it is asked for.
+                        core.reactor.forget(self.listener.as_fd());
+                        self.watch = Watch::Dead;
+                        break;
+                    }
                     Some(libc::EAGAIN) => break,
                     // This connection was closed while it waited. There may be another one.
                     Some(libc::ECONNABORTED | libc::EPROTO) => continue,
@@ -111,11 +119,6 @@ impl Admission {
                     }
                     Some(libc::EMFILE | libc::ENFILE) if self.refuse_one(core) => {
                         Err(Refusal::NoDescriptors(error))
-                    }
-                    Some(libc::EINVAL) => {
-                        log::error!("the listening socket was shut down: nobody can connect");
-                        self.set_watch(core, Watch::Dead);
-                        break;
                     }
                     _ => {
                         self.cannot_accept
