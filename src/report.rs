@@ -2,13 +2,14 @@
 //! What C is told besides a value: `errno`, the text of the last error, and lines on its stdout.
 
 use std::cell::RefCell;
-use std::error::Error;
 use std::ffi::{CString, c_char};
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+
+use ivshmem::Chain;
 
 use super::logging;
 
@@ -38,23 +39,8 @@ impl Failure {
 
 impl From<&ivshmem::Error> for Failure {
     fn from(error: &ivshmem::Error) -> Self {
-        Self { errno: error.errno(), text: chain(error) }
+        Self { errno: error.errno(), text: Chain(error).to_string() }
     }
-}
-
-/// An error and its sources, on one line: "cannot bind socket: Permission denied". A source that
-/// the text before it ends with is not repeated.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 thread_local! {
@@ -124,6 +110,7 @@ impl RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::error::Error;
     use std::ffi::CStr;
     use std::io;
 
@@ -170,7 +157,7 @@ mod tests {
     fn a_source_is_printed_once() {
         for text in ["cannot bind", "cannot bind: no room"] {
             let error = Outer(text, io::Error::other("no room"));
-            assert_eq!(chain(&error), "cannot bind: no room");
+            assert_eq!(Chain(&error).to_string(), "cannot bind: no room");
         }
     }
 

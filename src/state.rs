@@ -11,9 +11,9 @@ use nix::errno::Errno;
 use super::abi::{IVSHMEM_SERVER_MAX_VECTORS, IvshmemServer, IvshmemServerPeer};
 use super::fdset::FdSet;
 use super::list::{self, List};
-use super::report::{self, Failure, RateLimit, chain, say};
+use super::report::{self, Failure, RateLimit, say};
 use super::verbose::{self, Line};
-use ivshmem::{Event, MemorySource, Server};
+use ivshmem::{Chain, Event, MemorySource, Server};
 
 /// A server that runs. Dropped, it is closed, and the structure is left as it is.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl State {
             .start();
         let running = started.map_err(|error| {
             if verbose {
-                report::say(format!("cannot start: {}", chain(&error)));
+                report::say(format!("cannot start: {}", Chain(&error)));
             }
             Failure::from(&error)
         })?;
@@ -190,7 +190,7 @@ impl State {
                     }
                 }
                 Event::Refused(refusal) if verbose => {
-                    let line = format!("client refused: {}", chain(&refusal));
+                    let line = format!("client refused: {}", Chain(&refusal));
                     self.refusals.pass(line).into_iter().for_each(say);
                 }
                 _ => {}

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -212,13 +213,31 @@ impl Error {
     }
 }
 
-/// An error and its sources, on one line: "cannot bind socket: Permission denied".
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
+/// Prints an error and its sources on one line: "cannot bind socket: Permission denied". A source
+/// that the text before it ends with is not repeated.
+///
+/// ```
+/// use std::io;
+/// use ivshmem::{Chain, Error};
+///
+/// let source = io::Error::from(io::ErrorKind::PermissionDenied);
+/// let error = Error::System { action: "make a timer", source };
+/// assert_eq!(Chain(&error).to_string(), "cannot make a timer: permission denied");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'a));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = self.0.to_string();
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            let more = error.to_string();
+            if !text.ends_with(&more) {
+                text = format!("{text}: {more}");
+            }
+            source = error.source();
+        }
+        f.write_str(&text)
     }
-    text
 }

@@ -39,7 +39,7 @@
 //! use ivshmem::client::{Client, Event};
 //!
 //! let mut client = Client::connect(&path)?;
-//! client.memory().write(0, b"for whoever looks there")?;
+//! client.memory().write(0, b"for all peers")?;
 //! client.ring_all()?;
 //! # client.ring(client.id(), 0)?;
 //! for event in client.wait(Some(Duration::from_secs(1)))? {
@@ -89,8 +89,7 @@
 //! and one for each vector of each client, so raise `RLIMIT_NOFILE` for many.
 //!
 //! # Requirements
-//! The library depends on libc, log, nix
-//! and thiserror only. Rust 1.85 or newer, Linux with glibc.
+//! The library depends on libc, log, nix and thiserror only. Rust 1.85 or newer, Linux with glibc.
 
 pub mod client;
 mod error;
@@ -101,7 +100,7 @@ mod server;
 mod sys;
 
 pub use client::Client;
-pub use error::Error;
+pub use error::{Chain, Error};
 pub use memory::MemorySource;
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
 pub use server::{Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper};

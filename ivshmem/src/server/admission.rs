@@ -30,7 +30,7 @@ use super::in_flight::Share;
 use super::rate_limit::RateLimit;
 use super::roster::Key;
 use super::{Event, Refusal, send};
-use crate::error::chain;
+use crate::Chain;
 use crate::listener::Listener;
 
 /// The cost to accept a connection, as the number of messages that take the same time.
@@ -142,7 +142,7 @@ impl Admission {
     fn note(&mut self, refusal: Refusal, core: &mut Core, turn: &mut Turn) {
         core.stats.count(&refusal);
         if !matches!(refusal, Refusal::Ended) {
-            self.refused.warn(format_args!("client refused: {}", chain(&refusal)));
+            self.refused.warn(format_args!("client refused: {}", Chain(&refusal)));
         }
         turn.events.push(Event::Refused(refusal));
     }

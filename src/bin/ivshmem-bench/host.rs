@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use ivshmem::{Client, Error, Server, Stopper};
+use ivshmem::{Chain, Client, Error, Server, Stopper};
 use nix::unistd::mkdtemp;
 
+use crate::Failure;
 use crate::args::Args;
-use crate::{Failure, chain};
 
 /// A server and the address at which clients join it.
 pub(crate) struct Host {
@@ -32,7 +32,7 @@ impl Host {
     pub(crate) fn open(args: &Args) -> Result<Self, Failure> {
         if let Some(socket) = &args.socket {
             let client = Client::connect(socket).map_err(|error| {
-                format!("cannot join the server at {socket:?}: {}", chain(&error))
+                format!("cannot join the server at {socket:?}: {}", Chain(&error))
             })?;
             if client.vectors() == 0 {
                 return Err(format!("the server at {socket:?} gives no vectors").into());

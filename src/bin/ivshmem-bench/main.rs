@@ -42,16 +42,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "ivshmem-bench: {}", chain(&*error));
+            let _ = writeln!(io::stderr(), "ivshmem-bench: {}", ivshmem::Chain(&*error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error and all its sources, on one line: no error contains the text of its source.
-fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |source| (*source).source());
-    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 fn bench(args: &Args) -> Result<(), Failure> {

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            let _ = writeln!(io::stderr(), "ivshmem-client: {}", output::chain(&*error));
+            let _ = writeln!(io::stderr(), "ivshmem-client: {}", ivshmem::Chain(&*error));
             ExitCode::FAILURE
         }
     }

@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::error::Error;
 use std::io::{self, Write};
 
 use serde_json::Value;
@@ -71,12 +70,6 @@ impl Output {
     }
 }
 
-/// An error and all its sources, on one line: no error contains the text of its source.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let sources = std::iter::successors(error.source(), |source| (*source).source());
-    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
-}
-
 /// Bytes as text on one line: what is not printable ASCII is escaped as `write` takes it.
 pub(crate) fn text(bytes: &[u8]) -> String {
     let mut text = String::new();
@@ -119,7 +112,7 @@ mod tests {
     #[test]
     fn an_error_is_shown_with_its_source_once() {
         let error = ivshmem::Client::connect("/nowhere").unwrap_err();
-        let text = chain(&error);
+        let text = ivshmem::Chain(&error).to_string();
         assert_eq!(text.matches("cannot connect to a server at \"/nowhere\": ").count(), 1);
         assert_eq!(text.matches("No such file or directory").count(), 1, "{text}");
     }

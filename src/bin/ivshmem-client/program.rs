@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use ivshmem::Chain;
 use ivshmem::client::Client;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,7 +17,7 @@ use serde_json::json;
 use crate::args::Args;
 use crate::command::{self, Command};
 use crate::input::Input;
-use crate::output::{Output, chain};
+use crate::output::Output;
 use crate::session::{Done, Session, done, fail};
 
 /// Between two attempts to connect.
@@ -120,7 +121,7 @@ impl<'a> Program<'a> {
                 // Once for each time that the server is away: the rest is patience.
                 if !std::mem::replace(&mut self.told, true) || self.args.verbose {
                     self.out.warn("cannot connect to server, retry in 1 second");
-                    self.out.warn(&format!("ivshmem-client: {}", chain(&error)));
+                    self.out.warn(&format!("ivshmem-client: {}", Chain(&error)));
                 }
                 self.attempt = Instant::now() + RETRY;
             }

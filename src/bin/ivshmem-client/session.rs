@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
+use ivshmem::Chain;
 use ivshmem::client::{Client, Error, Event, Peer};
 use serde_json::{Value, json};
 
 use crate::command::{Command, Form, HELP, Target};
-use crate::output::{self, Output, chain};
+use crate::output::{self, Output};
 
 /// The most that one `read` shows.
 const MOST: usize = 1 << 20;
@@ -82,10 +83,10 @@ impl Session {
                 }
                 Event::Disconnected { reason } => {
                     if !reason.is_closed() {
-                        out.warn(&format!("ivshmem-client: {}", chain(&reason)));
+                        out.warn(&format!("ivshmem-client: {}", Chain(&reason)));
                     }
                     out.say("disconnected from server");
-                    let reason = chain(&reason);
+                    let reason = Chain(&reason).to_string();
                     out.object(|| json!({"event": "disconnected", "reason": reason}));
                     connected = false;
                 }
@@ -110,7 +111,7 @@ impl Session {
                 .memory()
                 .write(*offset, bytes)
                 .map(|()| json!({"length": bytes.len()}))
-                .map_err(|error| chain(&error)),
+                .map_err(|error| Chain(&error).to_string()),
             Command::Wait { vector, .. } if *vector >= self.client.vectors() => {
                 let id = self.client.id();
                 Err(format!("invalid vector {vector} on peer {id}"))
@@ -164,7 +165,7 @@ impl Session {
             Target::Peer(peer) => client.ring_peer(known(peer)?),
             Target::All => client.ring_all(),
         }
-        .map_err(|error| chain(&error))
+        .map_err(|error| Chain(&error).to_string())
     }
 
     fn read(
@@ -178,7 +179,7 @@ impl Session {
             return Err(format!("{len} bytes are more than one read can show; {MOST} are not"));
         }
         let mut bytes = vec![0; len];
-        self.client.memory().read(offset, &mut bytes).map_err(|error| chain(&error))?;
+        self.client.memory().read(offset, &mut bytes).map_err(|error| Chain(&error).to_string())?;
         out.say(match form {
             Form::Dump => output::dump(offset, &bytes),
             Form::Hex => output::hex(&bytes),

@@ -166,7 +166,7 @@ impl<'a> Room<'a> {
                 let name = self.pid_file.file.as_os_str();
                 linkat(&self.directory, NEW, to, name, AtFlags::empty())
             });
-        // If this fails, whoever enters next removes it.
+        // If this fails, the next process that enters the room removes it.
         let _ = unlinkat(&self.directory, NEW, UnlinkatFlags::NoRemoveDir);
         match named {
             Ok(()) => Ok(file.into()),
