@@ -138,7 +138,7 @@ impl Broadcast {
             // If one client cannot be sent a descriptor, no client can. Messages without a
             // descriptor can still be sent.
             let which = if exhausted { Which::Plain } else { Which::All };
-            self.send(core, index, RUN, memory, turn, which);
+            self.send(core, index, RUN.min(turn.budget), memory, turn, which);
             let connection = core.clients.payload_mut(index);
             match connection.verdict {
                 Verdict::Exhausted(_) => exhausted = true,
