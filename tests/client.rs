@@ -324,17 +324,23 @@ fn a_ring_is_seen_once_by_the_client_or_by_the_vector_that_was_taken() {
     drop(vector);
 }
 
-/// strace makes each connect(2) end like one that a signal interrupts after 10 ms.
-#[test]
-fn signals_do_not_make_the_time_to_connect_longer() {
-    let interrupted =
-        "-f -qq -o /dev/null -e trace=connect -e inject=connect:error=EINTR:delay_enter=10000";
+/// Runs one ignored test of this program as a process of its own. strace makes each of these calls
+/// (or those that `when` names) end like one that a signal interrupts after 10 ms.
+#[track_caller]
+fn passes_while_interrupted(call: &str, when: &str, test: &str) {
+    let when = if when.is_empty() { String::new() } else { format!(":{when}") };
     let ended = run(Command::new("strace")
-        .args(interrupted.split(' '))
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"])
+        .arg(format!("inject={call}:error=EINTR:delay_enter=10000{when}"))
         .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", "connects_while_signals_come", "--ignored", "--nocapture"]));
+        .args(["--exact", test, "--ignored", "--nocapture"]));
     assert!(ended.status.success(), "{ended:?}");
     assert!(ended.stdout.contains("test result: ok. 1 passed"), "{ended:?}");
+}
+
+#[test]
+fn signals_do_not_make_the_time_to_connect_longer() {
+    passes_while_interrupted("connect", "", "connects_while_signals_come");
 }
 
 #[test]
@@ -350,17 +356,10 @@ fn connects_while_signals_come() {
     assert!(start.elapsed() >= limit && start.elapsed() < PATIENCE, "{:?}", start.elapsed());
 }
 
-/// strace makes each poll(2) but a thread's first end like one that a signal interrupts after 10 ms.
+/// Each poll(2) but a thread's first is interrupted.
 #[test]
 fn signals_do_not_make_the_quiet_time_longer() {
-    let interrupted =
-        "-f -qq -o /dev/null -e trace=poll -e inject=poll:error=EINTR:delay_enter=10000:when=2+";
-    let ended = run(Command::new("strace")
-        .args(interrupted.split(' '))
-        .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", "waits_for_quiet_while_signals_come", "--ignored", "--nocapture"]));
-    assert!(ended.status.success(), "{ended:?}");
-    assert!(ended.stdout.contains("test result: ok. 1 passed"), "{ended:?}");
+    passes_while_interrupted("poll", "when=2+", "waits_for_quiet_while_signals_come");
 }
 
 #[test]
