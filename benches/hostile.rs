@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What 1,000 hostile connections cost a newcomer: the time until it has all that a QEMU waits for when it starts, and
-//! the server's processor time for it, beside the same with 1,000 that behave. The protocol itself has the newcomer
-//! told of each of them, so it is the one row beside the other that counts; and that the kernel alone takes its share
-//! of: a bare `sendmmsg` of the newcomer's greeting and of what those who read are told of it.
+//! How 1,000 hostile connections slow down a new client. It measures the time until the new client has everything
+//! that a QEMU waits for at its start, and the server's processor time for this client. The same is measured with
+//! 1,000 well-behaved clients: the protocol makes the server send the new client all of them in both cases, so
+//! the difference of the two rows counts. The kernel's part is measured separately: a bare `sendmmsg` of the new
+//! client's greeting and of its vectors to the clients that read.
 //!
-//! `cargo bench --bench hostile`; one line a row, tab-separated, medians of 25 newcomers, for daemon and C API in turn.
+//! Run it by `cargo bench --bench hostile`. It prints one tab-separated line per case, with medians of 25 new clients,
+//! for the daemon and the C API in turn.
 
-// One function in common::peer takes over received descriptors.
+// One function in common::peer takes ownership of received descriptors.
 #![deny(unsafe_code)]
 
 #[path = "../tests/common/mod.rs"]
@@ -29,26 +31,26 @@ use nix::time::{ClockId, clock_gettime};
 
 const TARGETS: [Target; 2] = [Target::Daemon, Target::SelectLoop];
 const HOSTILE: usize = 1000;
-const NEWCOMERS: usize = 25;
+const NEW_CLIENTS: usize = 25;
 
 fn median(mut of: Vec<Duration>) -> f64 {
     of.sort();
     of[of.len() / 2].as_secs_f64() * 1e6
 }
 
-/// Who is there already: those the newcomer is told of, and those of them who read, and so are told of it.
+/// The numbers of the clients connected before: all, and those that read and so receive the new client.
 #[derive(Clone, Copy)]
 struct Others {
-    here: usize,
+    connected: usize,
     reading: usize,
 }
 
-/// Processor time of this thread.
+/// The processor time of this thread.
 fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a thread has one").into()
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("each thread has this clock").into()
 }
 
-/// Processor time of the sends alone that one newcomer makes.
+/// The processor time of only the sends that one new client causes.
 fn floor(vectors: u16, others: Others) -> Duration {
     const RUN: usize = 256;
     let vectors = usize::from(vectors);
@@ -59,7 +61,7 @@ fn floor(vectors: u16, others: Others) -> Duration {
     let mut cost = Duration::ZERO;
     for socket in 0..=others.reading {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        let mut left = if socket == 0 { 3 + (others.here + 1) * vectors } else { vectors };
+        let mut left = if socket == 0 { 3 + (others.connected + 1) * vectors } else { vectors };
         while left > 0 {
             let run = left.min(RUN);
             let mut headers = MultiHeaders::<()>::preallocate(run, Some(cmsg_space!(RawFd)));
@@ -74,7 +76,7 @@ fn floor(vectors: u16, others: Others) -> Duration {
             );
             cost += now() - start;
             left -= sent.expect("there is room").count();
-            // Without room for descriptors a read closes them, and takes one message at a time.
+            // A read without space for descriptors closes them and returns one message at a time.
             for _ in 0..run {
                 (&theirs).read_exact(&mut [0; 8]).expect("it was sent");
             }
@@ -83,8 +85,8 @@ fn floor(vectors: u16, others: Others) -> Duration {
     cost
 }
 
-/// Lets newcomers in one after another, each alone; `between` is what the others do before each. Without `others` there
-/// are no sends to compare with.
+/// Connects new clients one after another, each alone. The other clients call `between` before each. Without `others`
+/// there is no floor to compare with.
 fn measure(
     row: &str,
     vectors: u16,
@@ -93,18 +95,18 @@ fn measure(
     mut between: impl FnMut(),
 ) {
     let (mut times, mut costs, mut floors) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..NEWCOMERS {
+    for _ in 0..NEW_CLIENTS {
         between();
         let (cost, start) = (server.run_time(), Instant::now());
-        let mut newcomer = Crowd::new(server.socket_path(), vectors);
-        newcomer.connect(true);
-        newcomer.welcome();
+        let mut client = Crowd::new(server.socket_path(), vectors);
+        client.connect(true);
+        client.read_greetings();
         times.push(start.elapsed());
         costs.push(server.run_time() - cost);
         floors.extend(others.map(|others| floor(vectors, others)));
     }
     let time = median(times);
-    // In a flood what a newcomer costs cannot be told from what the flood does.
+    // During a flood, the cost of a new client cannot be separated from the cost of the flood.
     let costs = match floors.is_empty() {
         true => "-\t-\t-".to_owned(),
         false => {
@@ -118,7 +120,7 @@ fn measure(
 fn main() {
     assert!(allow_descriptors(15_000), "the hard limit of open files must be 15,000");
     println!(
-        "vectors\tothers\tnewcomer complete after, µs\tserver's processor time, µs\tsends alone, µs\tratio"
+        "vectors\tothers\tnew client complete after, µs\tserver's processor time, µs\tsends alone, µs\tratio"
     );
     for (vectors, target) in
         [1, 8].into_iter().flat_map(|vectors| TARGETS.map(|target| (vectors, target)))
@@ -134,20 +136,22 @@ fn main() {
         let drain = |crowd: &mut Crowd| while crowd.read(Duration::from_millis(2)) {};
 
         let (server, mut crowd) = start();
-        let others = Some(Others { here: 10, reading: 10 });
-        measure(&row("10 that behave"), vectors, &server, others, || drain(&mut crowd));
+        let others = Some(Others { connected: 10, reading: 10 });
+        measure(&row("10 well-behaved"), vectors, &server, others, || drain(&mut crowd));
 
         let (server, mut crowd) = start();
         crowd.connect_many(HOSTILE);
         crowd.settle();
-        let others = Some(Others { here: 10 + HOSTILE, reading: 10 + HOSTILE });
-        measure(&row("10 and 1,000 that behave"), vectors, &server, others, || drain(&mut crowd));
+        let others = Some(Others { connected: 10 + HOSTILE, reading: 10 + HOSTILE });
+        measure(&row("10 and 1,000 well-behaved"), vectors, &server, others, || drain(&mut crowd));
 
         let (server, mut crowd) = start();
         let silent: Vec<_> =
             (0..HOSTILE).map(|_| UnixStream::connect(server.socket_path())).collect();
-        crowd.read_until("they are let in", |crowd| crowd.view(0).known().len() == 10 + HOSTILE);
-        let others = Some(Others { here: 10 + HOSTILE, reading: 10 });
+        crowd.read_until("the admission of all clients", |crowd| {
+            crowd.view(0).known().len() == 10 + HOSTILE
+        });
+        let others = Some(Others { connected: 10 + HOSTILE, reading: 10 });
         measure(&row("10 and 1,000 that never read"), vectors, &server, others, || {
             drain(&mut crowd)
         });

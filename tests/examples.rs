@@ -86,13 +86,13 @@ fn serves(name: &str) -> (Example, PathBuf) {
     one.ring(1, 1);
     assert_eq!(two.take_rung(), [1].into());
     drop(two);
-    one.wait_for_goodbye(1);
+    one.wait_for_departure(1);
     // More messages than a socket holds, for one that does not read meanwhile.
     let crowd: Vec<_> =
         (0..200).map(|_| UnixStream::connect(&socket).expect("it listens")).collect();
     one.wait_for_peer(201);
     drop(crowd);
-    (2..=201).for_each(|id| one.wait_for_goodbye(id));
+    (2..=201).for_each(|id| one.wait_for_departure(id));
     (example, socket)
 }
 

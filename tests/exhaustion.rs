@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! No exhaustion ends the server: out of descriptors, of descriptors in flight, of ids, of memory, or of patience.
+//! The server survives when a resource runs out: descriptors, descriptors in flight, ids, file size, or a reader of
+//! its output.
 
 mod common;
 
@@ -24,48 +25,52 @@ use nix::sys::stat::Mode;
 use nix::unistd::{mkfifo, ttyname};
 
 on_each_server! {
-    without_descriptors_it_turns_newcomers_away_idles_and_serves_again,
+    without_free_descriptors_new_clients_are_refused_until_a_client_leaves,
     clients_that_never_read_do_not_use_up_the_descriptors_in_flight,
-    with_too_many_descriptors_in_flight_it_waits_idly_and_loses_nothing,
-    with_all_ids_remembered_it_turns_newcomers_away_and_then_starts_over,
+    with_too_many_descriptors_in_flight_the_server_waits_without_spinning_and_loses_nothing,
+    with_all_ids_remembered_new_clients_are_refused_until_the_clients_leave,
     a_burst_of_2000_connections_at_once_is_served,
-    who_hangs_up_at_the_last_moment_makes_room_for_the_next,
+    a_client_that_leaves_during_accept_frees_its_descriptors_for_the_new_client,
 }
 
-/// What an idle server may use in a second: a few wakes by the timer on a slow machine, far from a spin.
+/// The processor time that an idle server may use in a second. It allows some timer wake-ups on a slow machine, but no
+/// busy loop.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// Lines of its output that hold this text.
+/// The number of lines in the server's output that contain this text.
 fn lines_with(server: &Daemon, text: &str) -> usize {
     server.output().lines().filter(|line| line.contains(text)).count()
 }
 
-/// One server that is out of descriptors, and those that it turned away.
+/// A server that has no free descriptor, and its connected clients.
 struct Exhausted {
     limit: u64,
     server: Daemon,
     crowd: Crowd,
 }
 
-/// Connects until two in a row are turned away.
+/// Connects clients until the server refuses two in a row.
 fn exhaust(target: Target, limit: u64, vectors: u16) -> Exhausted {
     let server = target.builder().vectors(vectors).descriptors(limit).start();
     let mut crowd = Crowd::new(server.socket_path(), vectors);
     let mut refused = 0;
     while refused < 2 {
         let number = crowd.connect(true);
-        crowd.read_until("a greeting or the end", |crowd| {
-            crowd.view(number).is_welcomed() || crowd.is_ended(number)
+        crowd.read_until("a greeting or the end of the stream", |crowd| {
+            crowd.view(number).is_greeting_complete() || crowd.is_ended(number)
         });
         if crowd.is_ended(number) {
             assert!(
                 crowd.view(number).is_refused() && crowd.view(number).messages() == 1,
-                "limit {limit}: its end was not a refusal"
+                "limit {limit}: closed without a refusal message"
             );
             crowd.leave(number);
             refused += 1;
         } else {
-            assert_eq!(refused, 0, "limit {limit}: there was no room, and then there was");
+            assert_eq!(
+                refused, 0,
+                "limit {limit}: a client was admitted after another one was refused"
+            );
         }
         let most = limit / (u64::from(vectors) + 1);
         assert!(
@@ -77,11 +82,11 @@ fn exhaust(target: Target, limit: u64, vectors: u16) -> Exhausted {
     Exhausted { limit, server, crowd }
 }
 
-fn without_descriptors_it_turns_newcomers_away_idles_and_serves_again(target: Target) {
+fn without_free_descriptors_new_clients_are_refused_until_a_client_leaves(target: Target) {
     if !allow_descriptors(2000) && !is_root("raise the limit of open files") {
         return;
     }
-    // The steps of 1 make accept the first to find no room, and each of the eventfds.
+    // With steps of 1, each call that needs a descriptor is in turn the first to fail: accept and each eventfd.
     let limits = (17..=40).chain([64, 128]);
     let servers = limits.flat_map(|limit| [(limit, 1), (limit, 4)]);
     let mut servers: Vec<_> =
@@ -98,42 +103,44 @@ fn without_descriptors_it_turns_newcomers_away_idles_and_serves_again(target: Ta
     eprintln!("out of descriptors: at most {most:?} of processor time in an idle second");
     for Exhausted { limit, server, crowd } in &mut servers {
         for _ in 0..200 {
-            let mut turned_away = UnixStream::connect(server.socket_path()).expect("it listens");
-            turned_away.set_read_timeout(Some(PATIENCE)).expect("a socket has time limits");
+            let mut refused_stream =
+                UnixStream::connect(server.socket_path()).expect("the server listens");
+            refused_stream.set_read_timeout(Some(PATIENCE)).expect("a socket has time limits");
             let mut refusal = Vec::new();
-            std::io::Read::read_to_end(&mut turned_away, &mut refusal).expect("the end");
-            assert_eq!(refusal, 1i64.to_le_bytes(), "limit {limit}: a refusal, and the end");
+            std::io::Read::read_to_end(&mut refused_stream, &mut refusal)
+                .expect("the end of the stream");
+            assert_eq!(refusal, 1i64.to_le_bytes(), "limit {limit}: a refusal and then the end");
         }
         let lines = lines_with(server, "warn: client refused: no descriptor is left");
         assert!(
             !target.logs() || (1..=30).contains(&lines),
             "limit {limit}: {lines} lines for 202 refused"
         );
-        // Room for one, and it is served.
-        let leaver = *crowd.numbers().last().expect("there is one at any limit");
+        // One client leaves, and a new one is served.
+        let leaver = *crowd.numbers().last().expect("each limit allows one client");
         let full = server.open_fds();
         crowd.leave(leaver);
-        wait_for("it lets one go", || (server.open_fds() < full).then_some(()));
+        wait_for("the server removes the client", || (server.open_fds() < full).then_some(()));
         crowd.connect(true);
         crowd.settle();
     }
     for Exhausted { limit, server, crowd } in servers {
         drop(crowd);
-        // A line at most each second, on stdout (they are verbose) and stderr together.
+        // The server prints at most one line each second, on stdout (the server is verbose) and stderr together.
         let lines = server.stop().matches("client refused: no descriptor is left").count();
         assert!((1..=30).contains(&lines), "limit {limit}: {lines} lines for 202 refused");
     }
 }
 
 #[test]
-fn with_too_few_descriptors_to_start_it_says_so() {
+fn with_too_few_descriptors_the_start_fails_with_a_clear_error() {
     for limit in 4..16 {
         let place = Place::new();
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile={limit}:{limit}")).arg(common::daemon::program());
         command.args(place.args()).arg("-F");
         let mut server = Process::spawn(&mut command);
-        wait_for("it serves or ends", || {
+        wait_for("the server serves or ends", || {
             let serves = UnixStream::connect(place.socket()).is_ok();
             (serves || !server.is_running()).then_some(())
         });
@@ -147,20 +154,20 @@ fn with_too_few_descriptors_to_start_it_says_so() {
                 "limit {limit}: {ended:?}"
             );
         }
-        // Neither its socket nor its memory.
+        // The server left neither its socket nor its memory.
         place.assert_holds_only(&[]);
     }
 }
 
 #[test]
-fn without_a_descriptor_left_it_still_removes_its_socket_and_its_memory() {
+fn without_a_free_descriptor_the_server_still_removes_its_socket_and_memory() {
     let place = Place::new();
     let server = place.serve(&[]);
     for limit in [3, 0] {
         let limit = format!("--nofile={limit}:{limit}");
         let pid = server.pid().to_string();
         let lowered = Command::new("prlimit").args([&limit, "--pid", &pid]).status();
-        assert!(lowered.expect("prlimit is there").success());
+        assert!(lowered.expect("prlimit is installed").success());
     }
     server.stop();
     place.assert_holds_only(&[]);
@@ -170,7 +177,7 @@ fn clients_that_never_read_do_not_use_up_the_descriptors_in_flight(target: Targe
     if !is_root("start a server as another user") {
         return;
     }
-    // With sockets of the usual size 4 clients would do; see src/server/flight.rs for the figures.
+    // With sockets of the usual size, 4 clients would be enough to use up all descriptors in flight.
     for (vectors, stalled, readers) in [(1, 40, 300), (4, 40, 100), (16, 40, 15)] {
         let server = target.builder().vectors(vectors).descriptors(1024).unprivileged().start();
         let mut crowd = Crowd::new(server.socket_path(), vectors);
@@ -179,9 +186,9 @@ fn clients_that_never_read_do_not_use_up_the_descriptors_in_flight(target: Targe
         }
         let mut observers = Crowd::new(server.socket_path(), vectors);
         for id in 0..stalled {
-            observers.also(id);
+            observers.add_outside_client(id);
         }
-        // Those who come and go are told of to the stalled as well, until their sockets are full.
+        // The server sends these joins and leaves to the stalled clients too, until their sockets are full.
         for _ in 0..300 / readers + 1 {
             observers.connect_many(readers);
             observers.settle();
@@ -190,30 +197,33 @@ fn clients_that_never_read_do_not_use_up_the_descriptors_in_flight(target: Targe
             }
             observers.settle();
         }
-        // Ids that were not told to the stalled may have been given twice: one view is enough here.
-        crowd.also(observers.everybody().iter().last().expect("one reader is left"));
+        // Ids that the stalled clients did not receive may have been used twice, so only one reader is checked here.
+        crowd
+            .add_outside_client(observers.present_ids().iter().last().expect("one reader remains"));
         crowd.settle();
         server.stop();
     }
 }
 
-fn with_too_many_descriptors_in_flight_it_waits_idly_and_loses_nothing(target: Target) {
+fn with_too_many_descriptors_in_flight_the_server_waits_without_spinning_and_loses_nothing(
+    target: Target,
+) {
     if !is_root("start a server as another user") {
         return;
     }
     let server = target.builder().descriptors(256).unprivileged().start();
     let mut crowd = Crowd::new(server.socket_path(), 1);
-    // 6 each is the least that the kernel lets a socket hold: 600 in all.
+    // The kernel lets each socket hold at least 6 messages: 600 in all.
     for _ in 0..100 {
         crowd.connect(false);
     }
-    // This one reads, and has to wait as well.
+    // This client reads, but it must wait too.
     let reader = crowd.connect(true);
-    crowd.read_until("it has read all there is", |crowd| {
+    crowd.read_until("the reader has read all available messages", |crowd| {
         let waits = !target.logs() || lines_with(&server, "have to wait") > 0;
         waits && server.open_fds() > 2 * 101 && !crowd.read(Duration::from_millis(20))
     });
-    assert!(!crowd.view(reader).is_welcomed(), "there was room for it");
+    assert!(!crowd.view(reader).is_greeting_complete(), "the reader received its whole greeting");
     let before = server.run_time();
     thread::sleep(Duration::from_secs(1));
     let used = server.run_time() - before;
@@ -224,45 +234,46 @@ fn with_too_many_descriptors_in_flight_it_waits_idly_and_loses_nothing(target: T
     server.stop();
 }
 
-fn with_all_ids_remembered_it_turns_newcomers_away_and_then_starts_over(target: Target) {
+fn with_all_ids_remembered_new_clients_are_refused_until_the_clients_leave(target: Target) {
     let server = target.builder().start();
     let mut witness = Crowd::new(server.socket_path(), 1);
     let number = witness.connect(true);
-    witness.welcome();
-    // Others take, and leave, all the ids that there are; the witness hears of each.
+    witness.read_greetings();
+    // Other clients use all remaining ids and leave. The witness receives each join and each departure.
     let mut used = 1;
     while used < 65_536 {
         let many = 15.min(65_536 - used);
         let mut crowd = Crowd::new(server.socket_path(), 1);
         crowd.connect_many(many);
-        crowd.welcome();
+        crowd.read_greetings();
         used += many;
-        witness.read_until("it hears of them", |witness| {
+        witness.read_until("the witness receives the joins", |witness| {
             witness.view(number).known().len() + witness.view(number).gone().len() == used
         });
     }
-    witness.read_until("it hears of all goodbyes", |witness| {
+    witness.read_until("the witness receives all departures", |witness| {
         witness.view(number).gone().len() == 65_535
     });
     for _ in 0..20 {
         let mut refused = Connection::open(server.socket_path());
-        let refusal = refused.receive(PATIENCE).expect("a message").expect("before the end");
-        assert_eq!(refusal.value, 1, "a version that no client knows");
+        let refusal =
+            refused.receive(PATIENCE).expect("a message").expect("a message before the end");
+        assert_eq!(refusal.value, 1, "an unknown version refuses the client");
         let end = refused.receive(PATIENCE).expect("an end of the stream");
-        assert!(end.is_none(), "no id is left, but here is {end:?}");
+        assert!(end.is_none(), "no id is free, but the server sent {end:?}");
     }
     let lines = lines_with(&server, "warn: client refused: no id is left");
     assert!(!target.logs() || (1..=5).contains(&lines), "{lines} lines for 20 refused");
-    assert!(!witness.is_ended(number), "the witness was hung up on");
-    // It leaves, and so nobody remembers.
+    assert!(!witness.is_ended(number), "the server closed the witness");
+    // The witness leaves, so no connected client remembers the ids.
     witness.leave(number);
-    wait_for("ids are given again", || {
-        let mut newcomer = Connection::open(server.socket_path());
-        let first = newcomer.receive(PATIENCE).expect("a message or the end");
+    wait_for("ids are assigned again", || {
+        let mut client = Connection::open(server.socket_path());
+        let first = client.receive(PATIENCE).expect("a message or the end");
         first.is_some().then_some(())
     });
-    let newcomer = Peer::join(server.socket_path(), 1);
-    assert_eq!(newcomer.others(), [], "it is alone");
+    let client = Peer::join(server.socket_path(), 1);
+    assert_eq!(client.others(), [], "no other client is connected");
     let lines = server.stop().matches("client refused: no id is left").count();
     assert!((1..=5).contains(&lines), "{lines} lines for some 20 refused");
 }
@@ -275,7 +286,7 @@ fn a_burst_of_2000_connections_at_once_is_served(target: Target) {
     }
     let Some((_, limit)) = room_for("a burst", 2000, 2000, 1) else { return };
     let server = target.builder().descriptors(limit).start();
-    // It is stopped meanwhile, so that all of them are there before it looks at the first.
+    // The server is stopped, so all clients connect before it accepts the first one.
     server.signal(Signal::SIGSTOP);
     let mut crowd = Crowd::new(server.socket_path(), 1);
     crowd.connect_many(2000);
@@ -285,7 +296,7 @@ fn a_burst_of_2000_connections_at_once_is_served(target: Target) {
 }
 
 #[test]
-fn a_limit_of_file_sizes_is_named_at_the_start() {
+fn a_file_size_limit_below_the_memory_size_gives_an_error_that_names_both() {
     let directory = tempfile::tempdir().expect("a directory");
     for memory in [["-m", "/dev/shm"], ["-M", "ivshmem-test-of-a-limit-of-file-sizes"]] {
         let ended = Command::new("prlimit")
@@ -295,106 +306,108 @@ fn a_limit_of_file_sizes_is_named_at_the_start() {
             .args(memory)
             .current_dir(&directory)
             .output()
-            .expect("prlimit is there");
+            .expect("prlimit is installed");
         let text = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(ended.status.code(), Some(1), "{ended:?}");
         assert!(text.contains("2097152") && text.contains("2000000"), "{text}");
-        assert!(!directory.path().join("socket").exists(), "left its socket behind");
+        assert!(!directory.path().join("socket").exists(), "the socket was left behind");
         assert!(
             !std::path::Path::new("/dev/shm").join(memory[1]).is_file(),
-            "left its memory behind"
+            "the memory was left behind"
         );
     }
 }
 
-/// A file system that is full, or a limit of file sizes, is met by every line that is printed.
+/// On a full file system or above a file size limit, each printed line fails.
 #[test]
-fn full_output_does_not_end_it() {
+fn full_output_does_not_stop_the_server() {
     for under in
         [&["sh", "-c", "exec \"$0\" \"$@\" >/dev/full 2>&1"][..], &["prlimit", "--fsize=1100000"]]
     {
-        // Above the memory's 1 MiB. With -v a client has three lines, of some 45 bytes in all.
+        // The limit is above the memory's 1 MiB. With -v each client causes three lines, about 45 bytes in all.
         let server = Daemon::builder().under(under).size("1M").start();
         for _ in 0..if under[0] == "sh" { 10 } else { 30_000 } {
             let mut connection = Connection::open(server.socket_path());
             drop(connection.expect("the version"));
         }
-        let newcomer = Peer::join(server.socket_path(), 1);
-        assert!(newcomer.others().len() < 300);
+        let client = Peer::join(server.socket_path(), 1);
+        assert!(client.others().len() < 300);
         server.stop();
     }
 }
 
-/// What has been written there, and not been read. The end of a terminal that has gone is an error.
+/// Returns the bytes that were written and not yet read. A closed terminal gives an error, which is ignored.
 fn unread(reader: &mut File) -> String {
     let mut bytes = Vec::new();
     let _ = reader.read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A server whose stdout and stderr go where nobody reads: to `path`, which `reader` reads without waiting.
-fn nobody_reads(path: &Path, mut reader: File) {
+/// Runs a server whose stdout and stderr go to `path`, which nothing reads during the test. At the end `reader` reads
+/// it without waiting.
+fn check_unread_output(path: &Path, mut reader: File) {
     let script = format!("exec \"$0\" \"$@\" >{0} 2>{0}", path.display());
     let server = Daemon::builder().under(&["sh", "-c", &script]).start();
     let mut crowd = Crowd::new(server.socket_path(), 1);
-    // Three lines for each, of some 45 bytes in all: twice what a pipe takes.
+    // Each client causes three lines, about 45 bytes: in all twice the capacity of a pipe.
     for _ in 0..3000 {
         let number = crowd.connect(true);
-        crowd.welcome();
+        crowd.read_greetings();
         crowd.leave(number);
     }
     let mut text = unread(&mut reader);
     crowd.connect(true);
     crowd.settle();
     server.stop();
-    // A terminal hands on what it was given a moment later.
-    wait_for("its last line", || {
+    // A terminal passes data on with a short delay.
+    wait_for("the server's last line", || {
         text += &unread(&mut reader);
         text.trim_end().ends_with("free peer 3000").then_some(())
     });
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines.contains(&"new peer id = 200"), "{text}");
-    assert!(!lines.contains(&"new peer id = 2900"), "it has been read: {text}");
+    assert!(!lines.contains(&"new peer id = 2900"), "the output was read during the test: {text}");
     assert!(text.contains("lines left out, as nobody took them"), "{text}");
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_holds_up_nobody() {
+fn a_pipe_without_a_reader_does_not_block_the_server() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("pipe");
     mkfifo(&path, Mode::S_IRWXU).expect("a pipe");
     let reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
-    nobody_reads(&path, reader.expect("it can be opened"));
+    check_unread_output(&path, reader.expect("the pipe can be opened"));
 }
 
 #[test]
-fn a_terminal_that_nobody_reads_holds_up_nobody() {
+fn a_terminal_without_a_reader_does_not_block_the_server() {
     let pair = nix::pty::openpty(None, None).expect("a terminal");
-    let path = ttyname(&pair.slave).expect("it has a name");
+    let path = ttyname(&pair.slave).expect("the terminal has a name");
     fcntl(&pair.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a descriptor has flags");
-    nobody_reads(&path, File::from(pair.master));
+    check_unread_output(&path, File::from(pair.master));
 }
 
-/// Who hangs up while another is let in makes room for it. That it happens in this order is strace's doing: each `accept4`
-/// takes two seconds (-D: the server, not strace, is our child).
-fn who_hangs_up_at_the_last_moment_makes_room_for_the_next(target: Target) {
+/// A client closes its connection while the server accepts another one. strace makes this order certain: it delays each
+/// `accept4` by two seconds (-D: the server, not strace, is our child).
+fn a_client_that_leaves_during_accept_frees_its_descriptors_for_the_new_client(target: Target) {
     thread::scope(|scope| {
         for limit in [18, 19] {
-            scope.spawn(move || make_room(target, limit));
+            scope.spawn(move || leave_during_accept(target, limit));
         }
     });
 }
 
-fn make_room(target: Target, limit: u64) {
+fn leave_during_accept(target: Target, limit: u64) {
     let delay = "inject=accept4:delay_enter=2000000";
     let trace = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=accept4", "-e", delay];
-    // Room for some four. Of these limits one leaves a descriptor for the socket of the next, and one does not.
+    // There is room for about four clients. With one of the two limits a descriptor is left for the next
+    // client's socket, with the other one not.
     let server = target.builder().under(&trace).descriptors(limit).start();
     let mut crowd = Crowd::new(server.socket_path(), 1);
     let refused = loop {
         let number = crowd.connect(true);
-        crowd.read_until("a greeting or the end", |crowd| {
-            crowd.view(number).is_welcomed() || crowd.is_ended(number)
+        crowd.read_until("a greeting or the end of the stream", |crowd| {
+            crowd.view(number).is_greeting_complete() || crowd.is_ended(number)
         });
         if crowd.is_ended(number) {
             break number;
@@ -408,7 +421,7 @@ fn make_room(target: Target, limit: u64) {
     thread::sleep(Duration::from_millis(200));
     crowd.leave(crowd.numbers()[0]);
     crowd.settle();
-    assert!(!crowd.is_ended(number), "limit {limit}: refused, though one had left");
+    assert!(!crowd.is_ended(number), "limit {limit}: refused, although another client had left");
     assert_eq!(crowd.numbers().len(), full);
     server.stop();
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The fuzz targets without a fuzzer: each body over the committed seeds and over
-//! pseudo-random bytes, the same ones every time. `make fuzz` runs the real thing.
+//! Runs the fuzz targets without a fuzzer: each body gets the committed seeds and pseudo-random
+//! bytes, the same ones in each run. `make fuzz` runs the real fuzzer.
 //!
-//! Each test also asserts that its inputs reached something: a generator that only makes
-//! inputs that are refused at once tests nothing.
+//! Each test also asserts that its inputs reached the code under test. A generator whose inputs
+//! are all rejected at once would test nothing.
 
 #![cfg(feature = "programs")]
 
@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 
 use bodies::{client, command_line, interleave};
 
-/// One at a time: descriptors are counted, and made scarce, for the whole process.
-fn alone() -> MutexGuard<'static, ()> {
+/// Lets one test run at a time: the tests count and limit the descriptors of the whole process.
+fn exclusive() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The pseudo-random numbers of SplitMix64.
+/// Pseudo-random numbers by the SplitMix64 algorithm.
 struct Random(u64);
 
 impl Random {
@@ -41,7 +41,7 @@ impl Random {
 }
 
 /// Gives `body` the committed seeds of `target`, and then `count` pseudo-random inputs of
-/// `most` bytes at most, but no more of them than `limit` allows on a slow machine.
+/// `most` bytes at most. On a slow machine it stops after the time `limit`.
 fn feed(target: &str, count: u64, most: u64, limit: Duration, mut body: impl FnMut(&[u8])) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let seeds = fs::read_dir(&directory)
@@ -68,7 +68,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 
 #[test]
 fn any_interleaving_of_clients_leaves_every_view_equal_to_the_roster() {
-    let _turn = alone();
+    let _turn = exclusive();
     let mut all = interleave::Seen::default();
     feed("interleave", 1500, 400, LIMIT, |input| {
         let seen = interleave::run(input);
@@ -84,8 +84,8 @@ fn any_interleaving_of_clients_leaves_every_view_equal_to_the_roster() {
 }
 
 #[test]
-fn whatever_a_server_says_a_client_knows_what_was_said_or_ends() {
-    let _turn = alone();
+fn for_any_server_messages_the_client_state_matches_them_or_the_client_disconnects() {
+    let _turn = exclusive();
     let mut all = client::Seen::default();
     feed("client", 4000, 150, LIMIT, |input| {
         let seen = client::run(input);
@@ -102,7 +102,7 @@ fn whatever_a_server_says_a_client_knows_what_was_said_or_ends() {
 
 #[test]
 fn no_command_line_makes_the_parser_panic() {
-    let _turn = alone();
+    let _turn = exclusive();
     let (mut all, mut accepted) = (0, 0);
     feed("command_line", 4000, 40, LIMIT, |input| {
         all += 2;
@@ -113,8 +113,8 @@ fn no_command_line_makes_the_parser_panic() {
 }
 
 #[test]
-fn sizes_and_vectors_are_what_a_second_reading_says() {
-    let _turn = alone();
+fn sizes_and_vectors_match_a_second_parser() {
+    let _turn = exclusive();
     let (mut all, mut accepted) = (0, 0);
     feed("number", 20_000, 9, LIMIT, |input| {
         all += 2;

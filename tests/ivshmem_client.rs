@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The client program as scripts and people use it: a real process, a real server, pipes and a terminal.
+//! The client program as users and scripts run it: a real process with a real server, pipes and a terminal.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -32,7 +32,7 @@ fn client(socket: &Path) -> Command {
     command
 }
 
-/// A running client whose output can be looked at while it runs. Dropped, it is killed.
+/// A running client whose output can be read while it runs. It is killed when this value is dropped.
 struct Running {
     child: Child,
     output: Arc<Mutex<String>>,
@@ -47,7 +47,7 @@ impl Running {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("it starts");
+            .expect("the program starts");
         let output = follow(child.stdout.take().expect("a pipe"));
         let errors = follow(child.stderr.take().expect("a pipe"));
         Self { child, output, errors }
@@ -62,17 +62,22 @@ impl Running {
     }
 
     #[track_caller]
-    fn say(&mut self, text: &str) {
-        self.child.stdin.as_mut().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
+    fn write_input(&mut self, text: &str) {
+        self.child
+            .stdin
+            .as_mut()
+            .expect("a pipe")
+            .write_all(text.as_bytes())
+            .expect("the client reads its input");
     }
 
-    /// Waits until its output has `text` in it.
+    /// Waits until the output contains `text`.
     #[track_caller]
-    fn says(&self, text: &str) {
+    fn wait_for_output(&self, text: &str) {
         wait_for(&format!("{text:?} in the output"), || self.output().contains(text).then_some(()));
     }
 
-    /// Waits for its end by itself; its exit status.
+    /// Closes stdin, waits until the client ends, and returns its exit status.
     #[track_caller]
     fn end(&mut self) -> i32 {
         drop(self.child.stdin.take());
@@ -90,7 +95,7 @@ impl Drop for Running {
     }
 }
 
-/// Collects what comes out of a pipe.
+/// Collects the data from a pipe in a thread.
 fn follow(mut pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let text = Arc::new(Mutex::new(String::new()));
     let collected = Arc::clone(&text);
@@ -104,13 +109,13 @@ fn follow(mut pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     text
 }
 
-/// Runs a client to its end with this on its stdin.
+/// Runs a client to its end with `input` on its stdin. Returns the exit status, stdout and stderr.
 #[track_caller]
 fn run(command: &mut Command, input: &str) -> (i32, String, String) {
     let mut running = Running::start(command);
-    running.say(input);
+    running.write_input(input);
     let status = running.end();
-    // What it wrote last may still be in the pipe.
+    // The last output may still be in the pipe.
     wait_for("the end of its output", || {
         (Arc::strong_count(&running.output) == 1 && Arc::strong_count(&running.errors) == 1)
             .then_some(())
@@ -118,19 +123,19 @@ fn run(command: &mut Command, input: &str) -> (i32, String, String) {
     (status, running.output(), running.errors())
 }
 
-/// The lines that are objects.
+/// Parses each line as a JSON value.
 fn objects(output: &str) -> Vec<Value> {
     output.lines().map(|line| serde_json::from_str(line).expect("JSON on each line")).collect()
 }
 
-/// What the reference says first.
+/// The first lines that the reference client prints.
 const BANNER: &str = "dump: dump peers (including us)\n\
     int <peer> <vector>: notify one vector on a peer\n\
     int <peer> all: notify all vectors of a peer\n\
     int all: notify all vectors of all peers (excepting us)\n";
 
 #[test]
-fn a_pipe_of_commands_is_carried_out_and_ends() {
+fn commands_from_a_pipe_run_and_the_client_ends_with_the_input() {
     let daemon = Daemon::builder().vectors(2).start();
     let (status, output, errors) = run(&mut client(daemon.socket_path()), "dump\nint 0 1\n");
     assert_eq!((status, errors.as_str()), (0, ""), "{output}");
@@ -149,7 +154,7 @@ fn a_pipe_of_commands_is_carried_out_and_ends() {
 }
 
 #[test]
-fn the_last_command_of_a_pipe_needs_no_newline_and_semicolons_separate() {
+fn the_last_command_needs_no_newline_and_semicolons_separate_commands() {
     let daemon = Daemon::builder().vectors(2).start();
     let (status, output, _) = run(&mut client(daemon.socket_path()), "dump;;int 0 all\r;dump");
     assert_eq!(status, 0);
@@ -161,66 +166,70 @@ fn the_last_command_of_a_pipe_needs_no_newline_and_semicolons_separate() {
 }
 
 #[test]
-fn no_input_at_all_is_an_end_too() {
+fn empty_input_ends_the_client() {
     let daemon = Daemon::builder().start();
     let (status, output, errors) = run(&mut client(daemon.socket_path()), "");
     assert_eq!((status, errors.as_str()), (0, ""));
     assert!(output.starts_with(BANNER), "{output}");
 
-    let nobody = tempfile::tempdir().expect("a temporary directory");
-    let (status, _, errors) = run(&mut client(&nobody.path().join("socket")), "");
-    assert_eq!(status, 1, "there was no server: {errors}");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (status, _, errors) = run(&mut client(&dir.path().join("socket")), "");
+    assert_eq!(status, 1, "there was no server, so the status is 1: {errors}");
 }
 
 #[test]
-fn commands_say_what_the_reference_says() {
+fn commands_print_the_same_text_as_the_reference() {
     let daemon = Daemon::builder().vectors(2).start();
     let mut peer = Peer::join(daemon.socket_path(), 2);
     let mut running = Running::start(client(daemon.socket_path()).arg("-v"));
-    running.says("listen on server socket ");
-    running.says("our_id=1\n");
-    running.says("new peer id = 0\n  new vector 0 (fd=");
+    running.wait_for_output("listen on server socket ");
+    running.wait_for_output("our_id=1\n");
+    running.wait_for_output("new peer id = 0\n  new vector 0 (fd=");
     peer.wait_for_peer(1);
-    running.say("int 0 1\n");
-    running.says("notify peer 0 on vector 1, fd ");
+    running.write_input("int 0 1\n");
+    running.wait_for_output("notify peer 0 on vector 1, fd ");
     wait_for("vector 1", || peer.take_rung().contains(&1).then_some(()));
-    running.say("int 0 all;int all\n");
-    wait_for("both", || (peer.take_rung() == [0, 1].into()).then_some(()));
+    running.write_input("int 0 all;int all\n");
+    wait_for("both vectors", || (peer.take_rung() == [0, 1].into()).then_some(()));
     peer.ring(1, 0);
-    running.says("receive notification from peer_id=1 vector=0\n");
-    running.say("int 9 0;int 9 all\n");
-    running.says("cannot find peer_id = 9\ncannot find peer_id = 9\n");
-    running.say("int 0 5\n");
-    running.says("invalid vector 5 on peer 0\n");
-    running.say("int\nfoo;?\n");
-    running.says("invalid command, type help");
+    running.wait_for_output("receive notification from peer_id=1 vector=0\n");
+    running.write_input("int 9 0;int 9 all\n");
+    running.wait_for_output("cannot find peer_id = 9\ncannot find peer_id = 9\n");
+    running.write_input("int 0 5\n");
+    running.wait_for_output("invalid vector 5 on peer 0\n");
+    running.write_input("int\nfoo;?\n");
+    running.wait_for_output("invalid command, type help");
     drop(peer);
-    running.says("delete peer id = 0\n");
-    assert_eq!(running.end(), 0, "the reference's commands fail without a trace in the status");
+    running.wait_for_output("delete peer id = 0\n");
+    assert_eq!(
+        running.end(),
+        0,
+        "as in the reference, a failed command does not change the exit status"
+    );
 }
 
 #[test]
-fn without_verbose_peers_come_and_go_in_silence_unless_watched() {
+fn without_verbose_joins_and_leaves_are_printed_only_during_watch() {
     let daemon = Daemon::builder().start();
     let mut running = Running::start(&mut client(daemon.socket_path()));
-    running.says("listen on server socket ");
+    running.wait_for_output("listen on server socket ");
     let peer = Peer::join(daemon.socket_path(), 1);
     drop(peer);
-    running.say("dump\n");
-    running.says("our_id = 0");
+    running.write_input("dump\n");
+    running.wait_for_output("our_id = 0");
     assert!(!running.output().contains("peer id"), "{}", running.output());
-    running.say("watch 100\n");
-    // The command has no answer of its own, so let peers come until one is told of.
-    wait_for("a peer that is told of", || {
+    running.write_input("watch 100\n");
+    // The command prints no answer, so peers join until one is printed.
+    wait_for("a peer that is printed", || {
         let peer = Peer::join(daemon.socket_path(), 1);
         let line = format!("new peer id = {}\n", peer.id());
         common::wait_up_to(PATIENCE / 20, || running.output().contains(&line).then_some(()))
     });
-    running.says("delete peer id = ");
+    running.wait_for_output("delete peer id = ");
 }
 
 #[test]
-fn exec_carries_out_commands_in_order_without_a_prompt() {
+fn exec_runs_commands_in_order_without_a_prompt() {
     let daemon = Daemon::builder().start();
     let mut command = client(daemon.socket_path());
     command.args(["--exec", "write 16 \"hi; there\\n\"", "-e", "read 16 10 text;read 16 3 hex"]);
@@ -237,10 +246,11 @@ fn exec_carries_out_commands_in_order_without_a_prompt() {
             "0000001e  00 00 00 00                                      |....|",
         ]
     );
-    // The memory is the server's, not the client's.
+    // The bytes are in the server's memory, not in a copy of the client.
     let mut bytes = [0; 10];
     let memory = File::open(daemon.shm_path()).expect("the object");
-    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, 16).expect("it is there");
+    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, 16)
+        .expect("the range is in the memory");
     assert_eq!(&bytes, b"hi; there\n");
 }
 
@@ -266,22 +276,22 @@ fn exec_stops_at_the_first_command_that_fails() {
 }
 
 #[test]
-fn wait_ends_with_an_interrupt_and_its_status_says_so() {
+fn wait_ends_with_the_interrupt_and_exit_status_0() {
     let daemon = Daemon::builder().vectors(2).start();
     let mut peer = Peer::join(daemon.socket_path(), 2);
     let mut command = client(daemon.socket_path());
     let mut running = Running::start(command.args(["-e", "wait 1 60", "-e", "dump"]));
     peer.wait_for_peer(1);
     peer.ring(1, 0);
-    running.says("receive notification from peer_id=1 vector=0\n");
-    assert!(!running.output().contains("our_id"), "it was another vector");
+    running.wait_for_output("receive notification from peer_id=1 vector=0\n");
+    assert!(!running.output().contains("our_id"), "the notification was for another vector");
     peer.ring(1, 1);
     assert_eq!(running.end(), 0);
-    running.says("our_id = 1");
+    running.wait_for_output("our_id = 1");
 }
 
 #[test]
-fn wait_takes_an_interrupt_that_came_before_it_once() {
+fn wait_returns_at_once_for_an_earlier_interrupt_and_only_once() {
     let daemon = Daemon::builder().start();
     let mut command = client(daemon.socket_path());
     let (status, output, _) = run(command.args(["-e", "int 0 0", "-e", "wait 0 60"]), "");
@@ -290,11 +300,15 @@ fn wait_takes_an_interrupt_that_came_before_it_once() {
         run(&mut client(daemon.socket_path()), "int 1 0\ndump\nwait 0 60\nwait 0 0.01\ndump\n");
     assert_eq!(status, 2, "{output}");
     assert!(output.contains("no notification on vector 0 in time"), "{output}");
-    assert_eq!(output.matches("our_id = 1").count(), 2, "a pipe goes on: {output}");
+    assert_eq!(
+        output.matches("our_id = 1").count(),
+        2,
+        "commands from a pipe continue after a failed one: {output}"
+    );
 }
 
 #[test]
-fn a_wait_in_vain_is_exit_status_2_in_time() {
+fn a_wait_that_times_out_gives_exit_status_2() {
     let daemon = Daemon::builder().start();
     let start = Instant::now();
     let (status, _, _) = run(client(daemon.socket_path()).args(["-e", "wait 0 0.3"]), "");
@@ -303,16 +317,17 @@ fn a_wait_in_vain_is_exit_status_2_in_time() {
 }
 
 #[test]
-fn json_is_one_object_a_line_and_nothing_else() {
+fn json_output_is_one_object_per_line_and_nothing_else() {
     let daemon = Daemon::builder().vectors(2).start();
     let peer = Peer::join(daemon.socket_path(), 2);
     let mut running = Running::start(client(daemon.socket_path()).arg("--json"));
-    running
-        .say("dump\nint 0 1\nint 1 0\nwait 0 60\nwrite 0 \"a\\xffb\"\nread 0 4\nread 0 1 text\n");
-    running.say("int 9 0\nwait 1 0.01\n");
-    running.says("in time");
+    running.write_input(
+        "dump\nint 0 1\nint 1 0\nwait 0 60\nwrite 0 \"a\\xffb\"\nread 0 4\nread 0 1 text\n",
+    );
+    running.write_input("int 9 0\nwait 1 0.01\n");
+    running.wait_for_output("in time");
     drop(peer);
-    running.says("\"left\"");
+    running.wait_for_output("\"left\"");
     assert_eq!(running.end(), 2);
     let all = objects(&running.output());
     let size = 1 << 20;
@@ -340,35 +355,35 @@ fn json_is_one_object_a_line_and_nothing_else() {
 }
 
 #[test]
-fn it_waits_for_a_server_and_comes_back_to_a_new_one() {
+fn the_client_waits_for_a_server_and_reconnects_to_a_new_one() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("socket");
     let mut running = Running::start(&mut client(&path));
-    wait_for("its complaint", || {
+    wait_for("the connection error", || {
         running.errors().contains("cannot connect to server, retry in 1 second").then_some(())
     });
-    // A command that comes before there is a server waits for it.
-    running.say("dump\n");
+    // A command that is entered before the server runs waits for the server.
+    running.write_input("dump\n");
     let mut server = serve(&path);
-    running.says("our_id = 0");
-    server.kill().expect("it runs");
+    running.wait_for_output("our_id = 0");
+    server.kill().expect("the process runs");
     server.wait().expect("it was killed");
-    running.says("disconnected from server\n");
-    // Let more than one attempt fail, and none but the first be told of.
+    running.wait_for_output("disconnected from server\n");
+    // More than one attempt fails now, but only the first error is printed.
     thread::sleep(Duration::from_millis(2500));
-    let complaints = running.errors().matches("cannot connect to server").count();
-    assert_eq!(complaints, 2, "once before the server and once after: {}", running.errors());
+    let errors = running.errors().matches("cannot connect to server").count();
+    assert_eq!(errors, 2, "once before the server and once after: {}", running.errors());
     let mut server = serve(&path);
-    running.say("dump;dump\n");
-    wait_for("the new server's word", || {
+    running.write_input("dump;dump\n");
+    wait_for("the answers with the new server", || {
         (running.output().matches("our_id = 0").count() == 3).then_some(())
     });
     assert_eq!(running.end(), 0);
-    server.kill().expect("it runs");
+    server.kill().expect("the process runs");
     server.wait().expect("it was killed");
 }
 
-/// A server at this path, with sealed memory, so that it may be killed without a trace.
+/// Starts a server at this path. Its memory is sealed and has no name, so killing the server leaves no memory behind.
 fn serve(path: &Path) -> Child {
     Command::new(common::daemon::program())
         .args(["-F", "--memfd", "-l", "64K", "-S"])
@@ -379,7 +394,7 @@ fn serve(path: &Path) -> Child {
 }
 
 #[test]
-fn a_pipe_without_a_server_ends_in_time_and_fails() {
+fn without_a_server_give_up_ends_the_client_with_status_1() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut command = client(&dir.path().join("socket"));
     let (status, _, errors) = run(command.args(["--give-up", "0.2"]), "dump\n");
@@ -395,17 +410,17 @@ fn a_pipe_without_a_server_ends_in_time_and_fails() {
 }
 
 #[test]
-fn a_full_disk_under_its_errors_is_no_reason_to_end() {
+fn a_full_disk_for_stderr_does_not_end_the_client() {
     let full = || std::fs::File::options().write(true).open("/dev/full").expect("it is there");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let socket = dir.path().join("socket");
     let mut command = client(&socket);
     command.args(["--give-up", "0.2", "-e", "dump"]).stdin(Stdio::null()).stderr(full());
-    assert_eq!(command.status().expect("it starts").code(), Some(1));
+    assert_eq!(command.status().expect("the program starts").code(), Some(1));
 
     let mut command = client(&socket);
     command.args(["-e", "dump"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(full());
-    let early = command.spawn().expect("it starts");
+    let early = command.spawn().expect("the program starts");
     thread::sleep(Duration::from_millis(200));
     let mut server = serve(&socket);
     let output = early.wait_with_output().expect("waitpid works");
@@ -416,29 +431,29 @@ fn a_full_disk_under_its_errors_is_no_reason_to_end() {
 }
 
 #[test]
-fn a_reader_that_goes_is_the_end() {
+fn the_client_ends_when_the_reader_of_its_output_closes() {
     let daemon = Daemon::builder().start();
     let mut running = client(daemon.socket_path())
         .args(["-e", "watch"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("it starts");
+        .expect("the program starts");
     drop(running.stdout.take());
     let ended = common::wait_up_to(PATIENCE, || {
-        // Whatever it has to say next is what it notices by.
+        // The client notices the closed pipe when it next prints something.
         drop(Peer::join(daemon.socket_path(), 1));
         running.try_wait().expect("waitpid works")
     });
     let _ = running.kill();
     let _ = running.wait();
-    assert!(ended.is_some(), "it went on talking to nobody");
+    assert!(ended.is_some(), "the client continued after its output was closed");
 }
 
 #[test]
 fn help_is_exit_0_and_a_wrong_option_is_exit_1() {
     let run = |option: &str| -> Output {
-        Command::new(program()).arg(option).stdin(Stdio::null()).output().expect("it runs")
+        Command::new(program()).arg(option).stdin(Stdio::null()).output().expect("the process runs")
     };
     let help = run("-h");
     assert_eq!(help.status.code(), Some(0));
@@ -454,7 +469,7 @@ fn help_is_exit_0_and_a_wrong_option_is_exit_1() {
 #[test]
 fn the_manual_names_every_option_and_command() {
     let manual = include_str!("../docs/client.md");
-    let help = Command::new(program()).arg("-h").output().expect("it runs").stdout;
+    let help = Command::new(program()).arg("-h").output().expect("the process runs").stdout;
     let help = String::from_utf8_lossy(&help).into_owned();
     let options = help.split_whitespace().filter(|word| word.starts_with("--"));
     let options: Vec<_> = options.map(|word| word.trim_end_matches([',', '.'])).collect();
@@ -483,50 +498,51 @@ fn a_terminal_has_a_prompt_line_editing_and_history() {
     let mut terminal = Running::start(
         Command::new(script).args(["-qefc", &line, "/dev/null"]).env("TERM", "xterm"),
     );
-    terminal.says("cmd> ");
-    terminal.says("listen on server socket ");
-    // Typed wrong, and mended: to the left, and the missing letter.
-    terminal.say("dmp\x1b[D\x1b[Du\r");
-    terminal.says("our_id = 0");
-    // Up is the last line again.
-    terminal.say("\x1b[A\r");
+    terminal.wait_for_output("cmd> ");
+    terminal.wait_for_output("listen on server socket ");
+    // A typing mistake that is corrected: cursor left twice, then the missing letter.
+    terminal.write_input("dmp\x1b[D\x1b[Du\r");
+    terminal.wait_for_output("our_id = 0");
+    // The up key shows the last line again.
+    terminal.write_input("\x1b[A\r");
     wait_for("the command from history", || {
         (terminal.output().matches("our_id = 0").count() == 2).then_some(())
     });
-    // What happens meanwhile is told while a line is being typed.
-    terminal.say("int 0 0\r");
-    terminal.says("receive notification from peer_id=0 vector=0");
-    // It does not spoil the line.
-    terminal.say("int 0");
-    wait_for("the half line", || terminal.output().ends_with("int 0").then_some(()));
+    // A notification is printed while a line is being typed.
+    terminal.write_input("int 0 0\r");
+    terminal.wait_for_output("receive notification from peer_id=0 vector=0");
+    // It does not damage the typed line.
+    terminal.write_input("int 0");
+    wait_for("the incomplete line", || terminal.output().ends_with("int 0").then_some(()));
     drop(Peer::join(daemon.socket_path(), 1));
     let other = Peer::join(daemon.socket_path(), 1);
     other.ring(0, 0);
-    wait_for("the line again", || {
+    wait_for("the incomplete line, printed again", || {
         let output = terminal.output();
         let (_, after) = output.rsplit_once("receive notification")?;
         after.contains("cmd> int 0").then_some(())
     });
-    terminal.say(" all;int 2 0\r");
+    terminal.write_input(" all;int 2 0\r");
     wait_for("vector 0", || other.take_rung().contains(&0).then_some(()));
-    // An empty line is nothing, and the next one is taken.
-    terminal.say("\r");
-    terminal.say("bogus\r");
-    terminal.says("invalid command, type help");
-    // The end of input, as it is typed.
-    terminal.say("\x04");
+    // An empty line is ignored, and the next line is executed.
+    terminal.write_input("\r");
+    terminal.write_input("bogus\r");
+    terminal.wait_for_output("invalid command, type help");
+    // Ctrl-D, the end of the input.
+    terminal.write_input("\x04");
     let status = wait_for_exit(&mut terminal.child, "the client on a terminal");
     assert_eq!(status.code(), Some(0));
 }
 
 #[test]
-fn a_signal_ends_it_and_the_server_knows() {
+fn sigterm_ends_the_client_and_the_server_removes_it() {
     let daemon = Daemon::builder().start();
     let mut peer = Peer::join(daemon.socket_path(), 1);
     let running = Running::start(&mut client(daemon.socket_path()));
-    running.says("listen on server socket ");
+    running.wait_for_output("listen on server socket ");
     peer.wait_for_peer(1);
     let pid = i32::try_from(running.child.id()).expect("a pid is an int");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).expect("it runs");
-    peer.wait_for_goodbye(1);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM)
+        .expect("the process runs");
+    peer.wait_for_departure(1);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! No message is lost, ever, however a client reads.
+//! The server loses no message, however slowly or irregularly a client reads.
 
 mod common;
 
@@ -21,13 +21,13 @@ on_each_server! {
     clients_that_read_only_after_many_have_joined_lose_nothing_64_vectors,
     a_client_that_stops_reading_while_100_others_join_loses_nothing,
     a_client_that_reads_byte_by_byte_gets_each_descriptor_with_the_first_byte,
-    clients_that_read_by_fits_and_starts_while_others_come_and_go_lose_nothing,
-    the_doorbells_of_a_client_that_was_behind_ring_the_right_vectors,
-    a_message_that_went_out_in_part_is_finished_without_its_descriptor,
-    a_client_stalled_through_100000_joins_and_leaves_costs_no_memory_and_no_ids,
+    clients_that_read_irregularly_while_others_join_and_leave_lose_nothing,
+    the_doorbells_of_a_client_that_read_late_ring_the_right_vectors,
+    the_rest_of_a_partial_write_is_sent_without_a_second_descriptor,
+    a_stalled_client_takes_no_memory_and_no_ids_during_100000_joins_and_leaves,
 }
 
-/// Joins that many one after another, of whom nobody reads before all have joined.
+/// Connects many clients one after another. None of them reads before all have connected.
 fn read_late(target: Target, short: usize, vectors: u16) {
     let what = format!("late readers, {vectors} vectors");
     let wanted = if short == 400 || full_size(&what) { 400 } else { short };
@@ -64,19 +64,19 @@ fn a_client_that_stops_reading_while_100_others_join_loses_nothing(target: Targe
     let server = target.builder().vectors(VECTORS).start();
     let mut crowd = Crowd::new(server.socket_path(), VECTORS);
     let stopped = crowd.connect(true);
-    crowd.welcome();
+    crowd.read_greetings();
     crowd.set_reading(stopped, false);
     for _ in 0..100 {
         crowd.connect(true);
-        crowd.welcome();
+        crowd.read_greetings();
     }
-    assert_eq!(crowd.view(stopped).known().len(), 1, "it has not read since it joined");
+    assert_eq!(crowd.view(stopped).known().len(), 1, "the client has not read since it joined");
     crowd.settle();
     assert_eq!(crowd.view(stopped).messages(), 3 + 101 * u64::from(VECTORS));
     server.stop();
 }
 
-/// One byte, and the descriptors that came with it.
+/// Receives one byte and counts the descriptors that came with it.
 fn receive_byte(connection: &Connection) -> (u8, usize) {
     let mut byte = [0];
     let mut space = nix::cmsg_space!([i32; 4]);
@@ -114,16 +114,16 @@ fn a_client_that_reads_byte_by_byte_gets_each_descriptor_with_the_first_byte(tar
     let mut expected = vec![(0, 0), (300, 0), (-1, 1)];
     expected.extend((0..=300).flat_map(|id| [(id, 1), (id, 1)]));
     assert_eq!(messages, expected);
-    others.also(300);
+    others.add_outside_client(300);
     others.settle();
     server.stop();
 }
 
-fn clients_that_read_by_fits_and_starts_while_others_come_and_go_lose_nothing(target: Target) {
+fn clients_that_read_irregularly_while_others_join_and_leave_lose_nothing(target: Target) {
     const VECTORS: u16 = 3;
     let server = target.builder().vectors(VECTORS).start();
     let mut crowd = Crowd::new(server.socket_path(), VECTORS);
-    // A fixed row of choices: a failure comes again with the next run.
+    // The choices are pseudo-random with a fixed start, so a failure can be reproduced.
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut choose = |below: usize| {
         state ^= state << 13;
@@ -151,10 +151,11 @@ fn clients_that_read_by_fits_and_starts_while_others_come_and_go_lose_nothing(ta
     server.stop();
 }
 
-fn the_doorbells_of_a_client_that_was_behind_ring_the_right_vectors(target: Target) {
+fn the_doorbells_of_a_client_that_read_late_ring_the_right_vectors(target: Target) {
     const VECTORS: u16 = 64;
     let server = target.builder().vectors(VECTORS).start();
-    // 9 × 64 messages: more than twice what a socket holds. With few clients, as each has a copy of every eventfd.
+    // 9 × 64 messages are more than twice what a socket holds. Few clients are used because each one has a copy of each
+    // eventfd.
     let mut late = Peer::join(server.socket_path(), VECTORS);
     let others: Vec<Peer> = (0..9).map(|_| Peer::join(server.socket_path(), VECTORS)).collect();
     for other in &others {
@@ -169,20 +170,20 @@ fn the_doorbells_of_a_client_that_was_behind_ring_the_right_vectors(target: Targ
     server.stop();
 }
 
-/// Linux takes eight bytes whole or not at all, so strace makes it look otherwise: the first `sendmsg` seems to have
-/// sent three of them (-D: the server, not strace, is our child). What it does then shows in what it sends next.
-fn a_message_that_went_out_in_part_is_finished_without_its_descriptor(target: Target) {
+/// Linux never sends a part of eight bytes, so strace pretends a partial write: one `sendmsg` returns 3 (-D: the
+/// server, not strace, is our child). The bytes that the server sends next show how it goes on.
+fn the_rest_of_a_partial_write_is_sent_without_a_second_descriptor(target: Target) {
     let trace = ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "trace=sendmsg"];
     let inject = ["-e", "inject=sendmsg:retval=3:when=2"];
     let server = target.builder().under(&trace).under(&inject).start();
-    // A greeting is one batch. The first `sendmsg` is the first client's own vector, and the
-    // second one is the vector of the second client.
+    // A greeting is one batch. The first `sendmsg` sends the first client its own vector, and the
+    // second `sendmsg` sends it the vector of the second client.
     let first = Peer::join(server.socket_path(), 1);
     let second = Peer::join(server.socket_path(), 1);
     let connection = first.into_connection();
     connection.stream().set_read_timeout(Some(common::PATIENCE)).expect("a socket has time limits");
     let tail: [(u8, usize); 5] = std::array::from_fn(|_| receive_byte(&connection));
-    assert_eq!(tail, [(0, 0); 5], "what is left of the message of peer 1");
+    assert_eq!(tail, [(0, 0); 5], "the rest of the message of peer 1");
     let third = Peer::join(server.socket_path(), 1);
     let whole: [(u8, usize); 8] = std::array::from_fn(|_| receive_byte(&connection));
     let mut expected = [(0, 0); 8];
@@ -192,21 +193,22 @@ fn a_message_that_went_out_in_part_is_finished_without_its_descriptor(target: Ta
     server.stop();
 }
 
-fn a_client_stalled_through_100000_joins_and_leaves_costs_no_memory_and_no_ids(target: Target) {
+fn a_stalled_client_takes_no_memory_and_no_ids_during_100000_joins_and_leaves(target: Target) {
     let server = target.builder().start();
     let mut stalled = Crowd::new(server.socket_path(), 1);
     let number = stalled.connect(true);
-    stalled.welcome();
+    stalled.read_greetings();
     stalled.set_reading(number, false);
     let alone = server.open_fds();
     let churn = |rounds: usize| {
         for _ in 0..rounds {
             let mut crowd = Crowd::new(server.socket_path(), 1);
             crowd.connect_many(20);
-            crowd.welcome();
+            crowd.read_greetings();
         }
     };
-    // Its socket is full after 278 messages, and the server has grown to what this takes.
+    // The stalled client's socket is full after 278 messages. After these rounds the server has allocated what
+    // it needs.
     churn(50);
     all_have_left(&server, alone);
     let before = server.resident_kib();
@@ -214,20 +216,22 @@ fn a_client_stalled_through_100000_joins_and_leaves_costs_no_memory_and_no_ids(t
     all_have_left(&server, alone);
     let after = server.resident_kib();
     eprintln!("resident before {before} KiB, after 100,000 joins and leaves {after} KiB");
-    // What is retired takes 24 bytes an id, whoever is connected: 1.5 MiB, and the allocator's slack.
+    // A retired id takes 24 bytes, independent of the number of clients: 1.5 MiB, plus the allocator's overhead.
     assert!(after < before + 2560, "{before} KiB have become {after} KiB");
 
     stalled.connect_many(3);
     stalled.settle();
     assert!(
         stalled.view(number).gone().len() < 1100,
-        "it was told of those who left before it read"
+        "the stalled client received departures of clients that left before it read"
     );
     server.stop();
 }
 
-/// Waits until the server has noticed that all but the stalled one have left: it then has as many descriptors open as
-/// when that one was alone.
+/// Waits until the server has removed all clients but the stalled one. It then has as many descriptors open as
+/// when only that client was connected.
 fn all_have_left(server: &Daemon, alone: usize) {
-    wait_for("the server lets everybody go", || (server.open_fds() <= alone).then_some(()));
+    wait_for("the server removes the clients that left", || {
+        (server.open_fds() <= alone).then_some(())
+    });
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! As many clients as the promises name: each complete, none lost, one by one and all at once.
+//! The largest supported numbers of clients, which join one by one or all at once: each client receives everything.
 //!
-//! A message is some 3 µs of two processors, and there are clients² × vectors of them: 10,000 clients are 100 million.
-//! So the usual run takes smaller numbers, beyond every limit that is met on the way (a socket's 278 messages, 256
-//! connections let in at a time, descriptor 1024), and `IVSHMEM_FULL=1` takes the full ones, in some minutes each, or as
-//! many as the hard limit of open files has room for.
+//! A message takes about 3 µs on two processors, and there are clients² × vectors messages: 100 million for 10,000
+//! clients. So the usual run has fewer clients, but enough to pass each limit on the way: the 278 messages of a socket,
+//! the 256 connections accepted at a time, and descriptor 1024. `IVSHMEM_FULL=1` runs the full numbers, some minutes
+//! each, or as many clients as the hard limit of open files allows.
 
 mod common;
 
@@ -17,16 +17,16 @@ use common::crowd::Crowd;
 use common::target::{Target, full_size, room_for};
 
 on_each_server! {
-    many_clients_of_1_vector_come_one_by_one_and_all_are_complete,
-    many_clients_of_1_vector_come_at_once_and_all_are_complete,
-    many_clients_of_64_vectors_come_one_by_one_and_all_are_complete,
-    many_clients_of_64_vectors_come_at_once_and_all_are_complete,
-    many_clients_with_the_most_vectors_come_one_by_one_and_all_are_complete,
-    many_clients_with_the_most_vectors_come_at_once_and_all_are_complete,
+    many_clients_of_1_vector_that_join_one_by_one_receive_everything,
+    many_clients_of_1_vector_that_join_at_once_receive_everything,
+    many_clients_of_64_vectors_that_join_one_by_one_receive_everything,
+    many_clients_of_64_vectors_that_join_at_once_receive_everything,
+    many_clients_with_the_most_vectors_that_join_one_by_one_receive_everything,
+    many_clients_with_the_most_vectors_that_join_at_once_receive_everything,
     a_client_of_1_vector_takes_less_than_1_kib,
 }
 
-fn come(target: Target, short: usize, full: usize, vectors: u16, at_once: bool) {
+fn join(target: Target, short: usize, full: usize, vectors: u16, at_once: bool) {
     let vectors = vectors.min(target.max_vectors());
     let what =
         format!("clients of {vectors} vectors, {}", if at_once { "at once" } else { "one by one" });
@@ -38,7 +38,7 @@ fn come(target: Target, short: usize, full: usize, vectors: u16, at_once: bool) 
     for _ in 0..clients {
         crowd.connect(true);
         if !at_once {
-            crowd.welcome();
+            crowd.read_greetings();
         }
     }
     crowd.settle();
@@ -50,53 +50,53 @@ fn come(target: Target, short: usize, full: usize, vectors: u16, at_once: bool) 
         started.elapsed()
     );
 
-    // They are all alive: one who leaves is missed by all.
+    // All clients are still connected: each one receives the departure of a client that leaves.
     crowd.leave(clients / 2);
     crowd.settle();
-    // To close 200,000 descriptors takes long where a system call takes 20 µs.
+    // Closing 200,000 descriptors takes long on a machine where a system call takes 20 µs.
     server.stop_within(PATIENCE + Duration::from_micros(300) * (limit as u32));
 }
 
-fn many_clients_of_1_vector_come_one_by_one_and_all_are_complete(target: Target) {
-    come(target, 1100, 10_000, 1, false);
+fn many_clients_of_1_vector_that_join_one_by_one_receive_everything(target: Target) {
+    join(target, 1100, 10_000, 1, false);
 }
 
-fn many_clients_of_1_vector_come_at_once_and_all_are_complete(target: Target) {
-    come(target, 600, 10_000, 1, true);
+fn many_clients_of_1_vector_that_join_at_once_receive_everything(target: Target) {
+    join(target, 600, 10_000, 1, true);
 }
 
-fn many_clients_of_64_vectors_come_one_by_one_and_all_are_complete(target: Target) {
-    come(target, 60, 1000, 64, false);
+fn many_clients_of_64_vectors_that_join_one_by_one_receive_everything(target: Target) {
+    join(target, 60, 1000, 64, false);
 }
 
-fn many_clients_of_64_vectors_come_at_once_and_all_are_complete(target: Target) {
-    come(target, 60, 1000, 64, true);
+fn many_clients_of_64_vectors_that_join_at_once_receive_everything(target: Target) {
+    join(target, 60, 1000, 64, true);
 }
 
-fn many_clients_with_the_most_vectors_come_one_by_one_and_all_are_complete(target: Target) {
-    come(target, 9, 100, 2048, false);
+fn many_clients_with_the_most_vectors_that_join_one_by_one_receive_everything(target: Target) {
+    join(target, 9, 100, 2048, false);
 }
 
-fn many_clients_with_the_most_vectors_come_at_once_and_all_are_complete(target: Target) {
-    come(target, 9, 100, 2048, true);
+fn many_clients_with_the_most_vectors_that_join_at_once_receive_everything(target: Target) {
+    join(target, 9, 100, 2048, true);
 }
 
-/// Of its own memory, that is: what the kernel keeps is not in it.
+/// This counts the server's own memory, not the kernel's.
 fn a_client_of_1_vector_takes_less_than_1_kib(target: Target) {
     let Some((clients, limit)) = room_for("the memory of each client", 500, 3000, 1) else {
         return;
     };
     let server = target.builder().descriptors(limit).start();
     let mut crowd = Crowd::new(server.socket_path(), 1);
-    // What the first one makes it load and allocate is there once.
+    // The first client makes the server load and allocate things that later clients do not need again.
     crowd.connect(true);
     crowd.settle();
     let before = server.resident_kib();
-    // They do not read: that would change nothing for the server, and take much longer.
+    // These clients do not read. Reading would take much longer and change nothing in the server's memory.
     let streams: Vec<_> = (1..clients)
         .map(|_| {
-            let mut stream = UnixStream::connect(server.socket_path()).expect("it listens");
-            stream.read_exact(&mut [0]).expect("it is let in");
+            let mut stream = UnixStream::connect(server.socket_path()).expect("the server listens");
+            stream.read_exact(&mut [0]).expect("the client is admitted");
             stream
         })
         .collect();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The clients, read by one thread that takes whatever comes as it comes.
+//! The clients, all read by one thread.
 //!
-//! While the server sends, such a reader is awake nearly all the time, so the figures are of
-//! sending; `apart` has the readers that sleep.
+//! While the server sends, this thread is awake nearly all the time, so the server's figures show
+//! the cost of sending without waking readers. `thread_per_client` has sleeping readers.
 
 use std::io::{self, BufRead};
 use std::os::fd::AsFd;
@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::book::{self, Book, SILENCE, answer};
 use crate::process::Failure;
+use crate::progress::{self, Progress, SILENCE, answer};
 use crate::sys::{self, Wait};
 
 struct Client {
     socket: UnixStream,
-    book: Book,
+    progress: Progress,
 }
 
 struct Crowd<'a> {
@@ -29,8 +29,8 @@ struct Crowd<'a> {
     got: u64,
 }
 
-/// Does what the lines of stdin say: `one N` joins N clients one after another, each when the
-/// one before it is complete; `all N` joins N at once. Answers with a line of figures each.
+/// Executes the lines of stdin. `one N` connects N clients one after another, each when the previous
+/// one is complete. `all N` connects N clients at once. Answers each line with a line of figures.
 pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let mut crowd = Crowd { path, vectors: u64::from(vectors), epoll, clients: Vec::new(), got: 0 };
@@ -45,11 +45,11 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
             "one" => crowd.one_after_another(count)?,
             _ => crowd.all_at_once(count)?,
         };
-        // What the newest have been told of, the oldest may still have to read.
+        // The earlier clients may still have to read the newest ones.
         let complete = complete && crowd.read_until(|crowd| crowd.got == crowd.expected())?;
         let took = start.elapsed();
         let times: Vec<_> =
-            crowd.clients[first..].iter().filter_map(|client| client.book.complete).collect();
+            crowd.clients[first..].iter().filter_map(|client| client.progress.complete).collect();
         let lost = if complete { 0 } else { crowd.expected() - crowd.got };
         answer(crowd.got - before, lost, took, times)?;
     }
@@ -57,16 +57,16 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
 }
 
 impl Crowd<'_> {
-    /// Messages that all clients together must have read when all is quiet.
+    /// The number of messages that all clients together must read.
     fn expected(&self) -> u64 {
-        book::expected(self.clients.len() as u64, self.vectors)
+        progress::expected(self.clients.len() as u64, self.vectors)
     }
 
     fn one_after_another(&mut self, count: usize) -> Result<bool, Failure> {
         for _ in 0..count {
             self.connect()?;
             let newest = self.clients.len() - 1;
-            if !self.read_until(|crowd| crowd.clients[newest].book.complete.is_some())? {
+            if !self.read_until(|crowd| crowd.clients[newest].progress.complete.is_some())? {
                 return Ok(false);
             }
         }
@@ -80,24 +80,24 @@ impl Crowd<'_> {
         }
         let mut next = first;
         self.read_until(|crowd| {
-            while crowd.clients.get(next).is_some_and(|client| client.book.complete.is_some()) {
+            while crowd.clients.get(next).is_some_and(|client| client.progress.complete.is_some()) {
                 next += 1;
             }
             next == crowd.clients.len()
         })
     }
 
-    /// Connects one more. A door that is not there yet, or is full, is waited for.
+    /// Connects one more client. Waits if the listener does not exist yet or its backlog is full.
     fn connect(&mut self) -> Result<(), Failure> {
         let started = Instant::now();
-        let socket = book::connect(self.path)?;
+        let socket = progress::connect(self.path)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, self.clients.len() as u64);
         self.epoll.add(&socket, event)?;
-        self.clients.push(Client { socket, book: Book::new(started) });
+        self.clients.push(Client { socket, progress: Progress::new(started) });
         Ok(())
     }
 
-    /// Reads until `done`; false when nothing comes any more.
+    /// Reads until `done` returns true. Returns false if nothing comes any more.
     fn read_until(&mut self, mut done: impl FnMut(&Self) -> bool) -> Result<bool, Failure> {
         let mut ready = vec![EpollEvent::empty(); 256];
         while !done(self) {
@@ -112,7 +112,7 @@ impl Crowd<'_> {
         Ok(true)
     }
 
-    /// Reads what has come for one client.
+    /// Reads all available messages of one client.
     fn read(&mut self, index: usize) -> Result<(), Failure> {
         let vectors = self.vectors;
         let client = &mut self.clients[index];
@@ -121,7 +121,7 @@ impl Crowd<'_> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 result => result?,
             };
-            client.book.note(&message, vectors)?;
+            client.progress.check(&message, vectors)?;
             self.got += 1;
         }
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The kernel's floor: a server that is nothing but its sends.
+//! The kernel's floor: a server whose measured time is only its sends.
 //!
-//! It tells the same clients the same messages in the same order, from headers laid out
-//! beforehand, and its clock runs only while it sends: accepting, making eventfds and waiting
-//! cost it nothing. Once with a `sendmsg` for each message, and once with a `sendmmsg` for
-//! each run to one socket.
+//! It sends the same messages to the same clients in the same order, from headers prepared
+//! beforehand. Its clock runs only while it sends: accepting, making eventfds and waiting are not
+//! counted. It sends either with one `sendmsg` per message, or with one `sendmmsg` per batch to
+//! one socket.
 
 use std::io::{self, BufRead, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -20,15 +20,15 @@ use nix::time::{ClockId, clock_gettime};
 use crate::process::Failure;
 use crate::sys::Run;
 
-/// Messages of a run: as many as a socket of the default size takes, and a little less.
+/// The most messages in a batch: slightly fewer than a socket of the default size holds.
 const RUN: usize = 256;
 
 /// How the floor sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
-    /// A call for each message.
+    /// One call per message.
     Sendmsg,
-    /// A call for each run of messages to one socket.
+    /// One call per batch of messages to one socket.
     Sendmmsg,
 }
 
@@ -50,14 +50,14 @@ struct Floor {
     vectors: usize,
     run: Run,
     clients: Vec<UnixStream>,
-    /// Of all clients, in the order in which they are told.
+    /// The eventfds of all clients, in the order in which they are sent.
     eventfds: Vec<EventFd>,
     cpu: Duration,
-    /// CPU time of the present walk that went into waiting for room.
+    /// CPU time of the current broadcast that was spent waiting for a writable socket.
     waited: Duration,
 }
 
-/// Serves the lines of stdin, the same that the crowd gets; answers each with its CPU time.
+/// Reads the same lines from stdin as the crowd. Answers each with its CPU time.
 pub(crate) fn run(path: &Path, vectors: u32, how: How) -> Result<(), Failure> {
     let listener = UnixListener::bind(path)?;
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(4096)?)?;
@@ -87,7 +87,7 @@ pub(crate) fn run(path: &Path, vectors: u32, how: How) -> Result<(), Failure> {
                     floor.eventfds.push(EventFd::from_flags(flags)?);
                 }
             }
-            floor.tell(first)?;
+            floor.send_new_clients(first)?;
         }
         println!("cpu {}", floor.cpu.as_nanos());
         io::stdout().flush()?;
@@ -95,23 +95,24 @@ pub(crate) fn run(path: &Path, vectors: u32, how: How) -> Result<(), Failure> {
     Ok(())
 }
 
-/// CPU time of this process, which has one thread.
+/// The CPU time of this process, which has one thread.
 fn now() -> nix::Result<Duration> {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(|time: TimeSpec| time.into())
 }
 
 impl Floor {
-    /// Tells all of the clients from `first` on, and then those of all.
-    fn tell(&mut self, first: usize) -> Result<(), Failure> {
+    /// Sends the clients from index `first` on to the earlier clients, and then all clients to the
+    /// new ones.
+    fn send_new_clients(&mut self, first: usize) -> Result<(), Failure> {
         let start = now()?;
         self.waited = Duration::ZERO;
         let all = self.clients.len() * self.vectors;
         for index in 0..first {
-            self.tell_one(index, first * self.vectors, all)?;
+            self.send_vectors(index, first * self.vectors, all)?;
         }
         for index in first..self.clients.len() {
             self.greet(index)?;
-            self.tell_one(index, 0, all)?;
+            self.send_vectors(index, 0, all)?;
         }
         self.cpu += now()? - start - self.waited;
         Ok(())
@@ -121,20 +122,20 @@ impl Floor {
         let mut socket = &self.clients[index];
         socket.write_all(&0_i64.to_le_bytes())?;
         socket.write_all(&(index as i64).to_le_bytes())?;
-        self.run.say(0, -1, self.eventfds[0].as_raw_fd());
+        self.run.set(0, -1, self.eventfds[0].as_raw_fd());
         self.run.send_one(socket.as_raw_fd(), 0)?;
         Ok(())
     }
 
-    /// Tells one client the messages `from..to` of the walk.
-    fn tell_one(&mut self, index: usize, mut from: usize, to: usize) -> Result<(), Failure> {
+    /// Sends one client the eventfds `from..to`.
+    fn send_vectors(&mut self, index: usize, mut from: usize, to: usize) -> Result<(), Failure> {
         let socket = self.clients[index].as_raw_fd();
         while from < to {
             let count = (to - from).min(self.run.len());
             for n in 0..count {
                 let vector = from + n;
                 let fd = self.eventfds[vector].as_raw_fd();
-                self.run.say(n, (vector / self.vectors) as i64, fd);
+                self.run.set(n, (vector / self.vectors) as i64, fd);
             }
             let sent = match self.how {
                 How::Sendmmsg => self.run.send_run(socket, count),

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What a message costs the server, beside what it costs the kernel and another server.
+//! The server's CPU time per message, compared with the kernel's and with another server's.
 //!
-//! The number of messages is fixed by the protocol, so the server's CPU time for each message
-//! is the figure that tells; and since no server can send for less than the kernel takes for
-//! the sends alone, the ratio to that is what there is to win. Servers and floor take turns,
-//! round by round, and ratios are taken within a round: whatever else the machine does, it
-//! does to all of them.
+//! The protocol fixes the number of messages, so the CPU time per message is the important figure.
+//! No server can use less than the kernel needs for the sends alone; the ratio to this floor shows
+//! how much could still be saved. Servers and floor are measured alternately in rounds, and ratios
+//! are taken within a round, so that other load on the machine affects all of them.
 //!
 //! See docs/benchmarks.md.
 
@@ -18,14 +17,14 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
-mod apart;
-mod book;
 mod crowd;
 mod floor;
 mod measure;
 mod process;
+mod progress;
 mod report;
 mod sys;
+mod thread_per_client;
 
 use floor::How;
 use measure::{Case, Pattern, Readers, Sample, Subject, measure};
@@ -56,32 +55,31 @@ struct Args {
     /// With --clients: only one after another, not all at once
     #[arg(long)]
     one_by_one: bool,
-    /// With --clients: each client is read by a thread of its own, which sleeps until something
-    /// comes, and not all by one thread
+    /// With --clients: each client has its own reading thread, which sleeps until a message comes
     #[arg(long)]
     each: bool,
-    /// With --clients: so many others have joined before
+    /// With --clients: this number of other clients join before
     #[arg(long, value_name = "N", default_value_t = 0, requires = "clients")]
     residents: u32,
-    /// Times that each case is measured
+    /// Number of measurements of each case
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Small sizes, done in seconds
+    /// Only small sizes; takes seconds
     #[arg(long)]
     quick: bool,
-    /// The largest sizes too; takes a quarter of an hour
+    /// Also the largest sizes; takes a quarter of an hour
     #[arg(long)]
     large: bool,
     /// Keep the server on one CPU and the clients on another
     #[arg(long)]
     pin: bool,
-    /// Where the figures go
+    /// The file for the figures
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/../bench/scale.json"))]
     json: Option<PathBuf>,
-    /// What cargo bench says
+    /// The option that cargo bench passes
     #[arg(long, hide = true)]
     bench: bool,
-    /// Be one of the processes of a measurement
+    /// Run as one of the processes of a measurement
     #[arg(long, hide = true, num_args = 1.., allow_hyphen_values = true)]
     part: Vec<String>,
 }
@@ -89,7 +87,7 @@ struct Args {
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if !words.iter().any(|word| word == "--bench" || word == "--part") {
-        // Not cargo bench but cargo test runs us, and its words are libtest's.
+        // cargo test runs this program, not cargo bench, and passes libtest's arguments.
         return smoke(&words);
     }
     let args = Args::parse();
@@ -104,7 +102,7 @@ fn main() -> ExitCode {
 }
 
 fn part(part: &[String]) -> Result<(), Failure> {
-    // It is of no use without who started it.
+    // This process must end with its parent.
     set_pdeathsig(Signal::SIGKILL)?;
     let words: Vec<&str> = part.iter().map(String::as_str).collect();
     let pin = |cpu: &str| match cpu.parse() {
@@ -116,9 +114,9 @@ fn part(part: &[String]) -> Result<(), Failure> {
             pin(cpu)?;
             crowd::run(path.as_ref(), vectors.parse()?)
         }
-        ["apart", path, vectors, cpu] => {
+        ["thread_per_client", path, vectors, cpu] => {
             pin(cpu)?;
-            apart::run(path.as_ref(), vectors.parse()?)
+            thread_per_client::run(path.as_ref(), vectors.parse()?)
         }
         ["floor", path, vectors, how, cpu] => {
             pin(cpu)?;
@@ -129,7 +127,7 @@ fn part(part: &[String]) -> Result<(), Failure> {
             pin(cpu)?;
             Err(Command::new(program).args(arguments).exec().into())
         }
-        _ => Err("there is no such part".into()),
+        _ => Err("unknown part".into()),
     }
 }
 
@@ -182,7 +180,7 @@ fn cases(args: &Args) -> Vec<Case> {
     cases
 }
 
-/// As one test of cargo test's: everything works, and no message is lost.
+/// The quick cases as one test of cargo test: they must succeed, and no message may be lost.
 fn smoke(words: &[String]) -> ExitCode {
     const NAME: &str = "scale_measures_and_nothing_is_lost";
     let mut filters = words.iter().filter(|word| !word.starts_with('-')).peekable();
@@ -228,7 +226,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     for case in cases {
         if case.descriptors() > limit {
             println!(
-                "\n{case}: left out: it takes {} descriptors, and the limit is {limit}; raise it \
+                "\n{case}: skipped: it takes {} descriptors, and the limit is {limit}; raise it \
                  (ulimit -Hn), which takes CAP_SYS_RESOURCE",
                 case.descriptors()
             );
@@ -239,7 +237,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
         for turn in 0..case.rounds as usize {
             let mut samples = vec![None; subjects.len()];
             for n in 0..subjects.len() {
-                // Each round begins with another one.
+                // Each round begins with another subject.
                 let n = (n + turn) % subjects.len();
                 let sample = if failed.contains(&n) {
                     Ok(Sample::FAILED)
@@ -248,7 +246,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
                 };
                 samples[n] = Some(match sample {
                     Err(error) if subjects[n].is_other() => {
-                        println!("\n{case}: the other server did not manage: {error}");
+                        println!("\n{case}: the other server failed: {error}");
                         failed.push(n);
                         Sample::FAILED
                     }
@@ -266,14 +264,14 @@ fn bench(args: &Args) -> Result<(), Failure> {
     if let Some(path) = &args.json {
         report::write(path, &outcomes, &subjects)?;
     }
-    // Another server may lose what it likes.
+    // Only lost messages of our server are an error.
     match outcomes.iter().find(|outcome| outcome.rounds.iter().any(|round| round[0].lost > 0.0)) {
         Some(outcome) => Err(format!("{}: messages were lost", outcome.case).into()),
         None => Ok(()),
     }
 }
 
-/// Takes what the largest case needs, if that is allowed.
+/// Raises the limit of open files to what the largest case needs, if that is allowed.
 fn raise_limit(wanted: u64) {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let limit = wanted.max(hard);

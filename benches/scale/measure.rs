@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One measurement: a fresh server, a fresh crowd, one pattern of joining.
+//! One measurement: a new server, new clients, one pattern of joining.
 
 #![forbid(unsafe_code)]
 
@@ -9,21 +9,21 @@ use std::process::{Command, Stdio};
 use crate::floor::How;
 use crate::process::{Failure, Process};
 
-/// How the clients come.
+/// How the clients join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
-    /// Each when the one before it is complete.
+    /// Each client joins when the previous one is complete.
     OneByOne,
-    /// All connect before any reads.
+    /// All clients connect before any of them reads.
     AtOnce,
 }
 
-/// Who reads for the clients.
+/// Which threads read for the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readers {
-    /// One thread, busy with all of them.
+    /// One thread reads for all clients.
     One,
-    /// A thread for each, which sleeps until something comes.
+    /// One thread per client, which sleeps until a message comes.
     Each,
 }
 
@@ -35,12 +35,12 @@ pub(crate) struct Case {
     pub(crate) pattern: Pattern,
     pub(crate) readers: Readers,
     pub(crate) rounds: u32,
-    /// Clients that have joined before, and are not measured.
+    /// The number of clients that join before the measurement.
     pub(crate) residents: u32,
 }
 
 impl Case {
-    /// Descriptors that a server needs for it.
+    /// The number of descriptors that the server needs for this case.
     pub(crate) fn descriptors(self) -> u64 {
         u64::from(self.clients + self.residents) * u64::from(self.vectors + 1) + 64
     }
@@ -54,7 +54,7 @@ impl std::fmt::Display for Case {
         };
         let readers = match self.readers {
             Readers::One => "",
-            Readers::Each => ", each a sleeping thread",
+            Readers::Each => ", one sleeping thread per client",
         };
         write!(f, "{} clients × {} vectors, {pattern}{readers}", self.clients, self.vectors)?;
         match self.residents {
@@ -67,12 +67,12 @@ impl std::fmt::Display for Case {
 /// The name of a server that is not ours.
 pub(crate) const OTHER: &str = "other";
 
-/// Who is measured.
+/// The program that is measured.
 #[derive(Clone, Debug)]
 pub(crate) enum Subject {
     /// An ivshmem-server program.
     Server { name: &'static str, program: PathBuf },
-    /// The sends alone.
+    /// Only the sends.
     Floor(How),
 }
 
@@ -84,7 +84,7 @@ impl Subject {
         }
     }
 
-    /// Whether it may fail: another server has limits of its own.
+    /// Whether it is another server, which may fail because of its own limits.
     pub(crate) fn is_other(&self) -> bool {
         matches!(self, Self::Server { name: OTHER, .. })
     }
@@ -94,26 +94,27 @@ impl Subject {
     }
 }
 
-/// What came out.
+/// The result of one measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// CPU of the server, in nanoseconds a message.
+    /// CPU time of the server, in nanoseconds per message.
     pub(crate) cpu: f64,
     pub(crate) messages: f64,
-    /// Messages that did not come.
+    /// The number of messages that did not come.
     pub(crate) lost: f64,
-    /// Seconds from connect to the last of the own vectors: the median, and the 99th of 100.
+    /// Seconds from connect to the last of the client's own vectors: the median and the 99th
+    /// percentile.
     pub(crate) median: f64,
     pub(crate) p99: f64,
-    /// Seconds from connect to the memory: the median, and the longest.
+    /// Seconds from connect to the memory message: the median and the longest.
     pub(crate) greeted: f64,
     pub(crate) longest: f64,
-    /// Bytes of memory of its own that the server took for each client.
+    /// Bytes of memory that the server allocated per client.
     pub(crate) memory: f64,
 }
 
 impl Sample {
-    /// Of a server that did not manage.
+    /// The sample of a server that failed.
     pub(crate) const FAILED: Self = Self {
         cpu: f64::NAN,
         messages: f64::NAN,
@@ -138,7 +139,7 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
     };
     let readers = match case.readers {
         Readers::One => "crowd",
-        Readers::Each => "apart",
+        Readers::Each => "thread_per_client",
     };
     let mut server = match subject {
         Subject::Floor(how) => {
@@ -146,7 +147,7 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
         }
         Subject::Server { program, .. } => {
             let mut command = if pinned {
-                // Pins itself, and then becomes the program.
+                // This part pins itself to a CPU and then executes the program.
                 let mut command = Command::new(std::env::current_exe()?);
                 command.args(["--part", "exec", "0"]).arg(program);
                 command
@@ -159,31 +160,34 @@ pub(crate) fn measure(subject: &Subject, case: Case, pinned: bool) -> Result<Sam
             Process::start(command)?
         }
     };
-    server.listens_at(&socket)?;
+    server.wait_until_listening(&socket)?;
     let mut crowd = Process::part(&[readers, path, &vectors, if pinned { "1" } else { "-" }])?;
     if case.residents > 0 {
         let order = format!("all {}", case.residents);
         if subject.is_floor() {
-            server.say(&order)?;
+            server.send_line(&order)?;
         }
-        crowd.say(&order)?;
-        crowd.hear()?;
+        crowd.send_line(&order)?;
+        crowd.read_figures()?;
         if subject.is_floor() {
-            server.hear()?;
+            server.read_figures()?;
         }
     }
     let cpu = server.cpu()?;
     let memory = server.memory()?;
     if subject.is_floor() {
-        server.say(&order)?;
+        server.send_line(&order)?;
     }
-    crowd.say(&order)?;
-    let figures = crowd.hear()?;
+    crowd.send_line(&order)?;
+    let figures = crowd.read_figures()?;
     let messages = figures.get("messages")?;
-    let cpu =
-        if subject.is_floor() { server.hear()?.get("cpu")? } else { (server.cpu()? - cpu) as f64 };
+    let cpu = if subject.is_floor() {
+        server.read_figures()?.get("cpu")?
+    } else {
+        (server.cpu()? - cpu) as f64
+    };
     let memory = (server.memory()? as f64 - memory as f64) / f64::from(case.clients);
-    // The server first: each client's end would be work for it.
+    // The server ends first, so that it need not process the end of each client.
     drop(server);
     Ok(Sample {
         cpu: cpu / messages,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The processes of a measurement: started, spoken to line by line, read from outside, ended.
+//! The processes of a measurement: starts them, exchanges lines with them, reads their use of CPU and
+//! memory, and ends them.
 
 #![forbid(unsafe_code)]
 
@@ -11,13 +12,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// An error whose text says everything.
+/// An error with a complete text.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
-/// How long a thing that needs a moment may take.
+/// The time limit for an action that takes a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A child process, ended when dropped.
+/// A child process. It is killed when this value is dropped.
 pub(crate) struct Process {
     child: Child,
     input: Option<ChildStdin>,
@@ -25,16 +26,16 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts this program itself in one of its other parts, and talks with it.
+    /// Starts this program again in one of its other parts, with pipes to its stdin and stdout.
     pub(crate) fn part(arguments: &[&str]) -> Result<Self, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--part").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         Self::start(command)
     }
 
-    /// Starts a program, on `cpu` if that is said.
+    /// Starts a program.
     pub(crate) fn start(mut command: Command) -> Result<Self, Failure> {
-        // Its own group: a Ctrl-C reaches it through our Drop, not past it.
+        // It has its own process group, so that Ctrl-C does not end it before our Drop does.
         command.process_group(0);
         let mut child =
             command.spawn().map_err(|error| format!("cannot start {command:?}: {error}"))?;
@@ -44,15 +45,15 @@ impl Process {
     }
 
     /// Sends a line.
-    pub(crate) fn say(&mut self, line: &str) -> Result<(), Failure> {
-        let input = self.input.as_mut().ok_or("nobody to talk to")?;
+    pub(crate) fn send_line(&mut self, line: &str) -> Result<(), Failure> {
+        let input = self.input.as_mut().ok_or("the process has no stdin pipe")?;
         Ok(writeln!(input, "{line}")?)
     }
 
-    /// The answer: words and numbers in turn.
-    pub(crate) fn hear(&mut self) -> Result<Figures, Failure> {
+    /// Reads the answer, a line of names and numbers.
+    pub(crate) fn read_figures(&mut self) -> Result<Figures, Failure> {
         let mut line = String::new();
-        let output = self.output.as_mut().ok_or("nobody to listen to")?;
+        let output = self.output.as_mut().ok_or("the process has no stdout pipe")?;
         if output.read_line(&mut line)? == 0 {
             return Err("a part of the benchmark ended early; see above".into());
         }
@@ -64,9 +65,9 @@ impl Process {
         fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}").into())
     }
 
-    /// CPU time of all threads, in nanoseconds, once the process sleeps.
+    /// The CPU time of all threads, in nanoseconds, after the process has become idle.
     ///
-    /// The scheduler's own sum: `utime` and `stime` of /proc/PID/stat come in ticks of 10 ms.
+    /// It is the scheduler's sum, because `utime` and `stime` of /proc/PID/stat count in 10 ms.
     pub(crate) fn cpu(&self) -> Result<u64, Failure> {
         let deadline = Instant::now() + PATIENCE;
         let mut before = None;
@@ -85,7 +86,7 @@ impl Process {
         }
     }
 
-    /// Memory of its own that the process has touched, in bytes; the kernel's is not in it.
+    /// The resident anonymous memory of the process, in bytes, without the kernel's memory.
     pub(crate) fn memory(&self) -> Result<u64, Failure> {
         let status = self.proc("status")?;
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
@@ -93,21 +94,21 @@ impl Process {
         Ok(kib.ok_or("no RssAnon in /proc/PID/status")?.parse::<u64>()? * 1024)
     }
 
-    /// Waits until the process listens at `path`, without knocking: that could end it.
-    pub(crate) fn listens_at(&mut self, path: &Path) -> Result<(), Failure> {
+    /// Waits until the process listens at `path`. Does not connect, because a connection could end it.
+    pub(crate) fn wait_until_listening(&mut self, path: &Path) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
         let wanted = path.to_str().ok_or("the path is not UTF-8")?;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("the server ended: {status}").into());
             }
-            // Flags 00010000: __SO_ACCEPTCON, it listens.
+            // The flag 00010000 is __SO_ACCEPTCON, a listening socket.
             let sockets = fs::read_to_string("/proc/net/unix")?;
             if sockets.lines().any(|line| line.ends_with(wanted) && line.contains(" 00010000 ")) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(format!("nobody listens at {wanted} within {PATIENCE:?}").into());
+                return Err(format!("no process listens at {wanted} within {PATIENCE:?}").into());
             }
             thread::sleep(Duration::from_millis(2));
         }
@@ -116,8 +117,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A server that ends in order tells thousands of clients of thousands. There is nothing
-        // left to clean up: the socket lies in a temporary directory, the memory has no name.
+        // A normal end of the server would take long with thousands of clients. Nothing remains to
+        // be removed: the socket is in a temporary directory, and the memory has no name.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

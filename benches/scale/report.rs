@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The figures as a table, and as a file that a machine reads.
+//! Prints the figures as a table and writes them to a JSON file.
 
 #![forbid(unsafe_code)]
 
@@ -11,18 +11,18 @@ use serde_json::{Value, json};
 use crate::measure::{Case, Pattern, Readers, Sample, Subject};
 use crate::process::Failure;
 
-/// All samples of one case: for each round, one of each subject.
+/// All samples of one case: in each round, one of each subject.
 pub(crate) struct Outcome {
     pub(crate) case: Case,
     pub(crate) rounds: Vec<Vec<Sample>>,
 }
 
-/// What is printed of one subject.
+/// The figures that are printed for one subject.
 struct Row {
     name: String,
     cpu: f64,
     least: f64,
-    /// Of the rounds' ratios to the lower of the floors of the same round.
+    /// The median of the ratios to the lower floor of the same round.
     ratio: f64,
     ratio_of_least: f64,
     median: f64,
@@ -44,7 +44,7 @@ fn middle(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 fn least(values: impl Iterator<Item = f64>) -> f64 {
-    // Not a number, where there is none.
+    // NaN if there is no value.
     values.fold(f64::NAN, f64::min)
 }
 
@@ -140,8 +140,8 @@ impl Outcome {
     }
 }
 
-/// Says what coming all at once costs of what coming one after another costs, where both were
-/// measured.
+/// Prints the ratio of the CPU time of joins all at once to the CPU time of joins one after another,
+/// if both were measured.
 pub(crate) fn print_bursts(outcomes: &[Outcome], subjects: &[Subject]) {
     for at_once in outcomes.iter().filter(|o| o.case.pattern == Pattern::AtOnce) {
         let same = |o: &&Outcome| {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The bare system calls that are measured against, with nothing around them.
+//! The bare system calls of the floor.
 //!
-//! A floor that pays for a convenient interface would flatter whoever is compared with it; so
-//! this is the one file of the benchmark that says `unsafe`.
+//! A safe interface would make the floor slower and so the servers look better. So this is the only
+//! file of the benchmark with `unsafe` code.
 
 use std::io;
 use std::mem;
@@ -31,18 +31,17 @@ impl Control {
     }
 }
 
-/// A run of messages of eight bytes and one descriptor each, all laid out before the clock
-/// starts.
+/// A batch of messages of eight bytes and one descriptor each, prepared before the clock starts.
 pub(crate) struct Run {
     values: Box<[i64]>,
     controls: Box<[Control]>,
-    /// Never read again, but the kernel reads them through `headers`.
+    /// Not used by this program again, but the kernel reads them through `headers`.
     _iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
 
 impl Run {
-    /// `length` messages that say and carry nothing sensible yet.
+    /// `length` messages whose values and descriptors are not set yet.
     pub(crate) fn new(length: usize) -> Self {
         let mut values: Box<[i64]> = vec![0; length].into();
         let mut controls: Box<[Control]> = vec![Control::new(-1); length].into();
@@ -70,13 +69,13 @@ impl Run {
         self.values.len()
     }
 
-    /// Writes what message `index` says, and the descriptor that it carries.
-    pub(crate) fn say(&mut self, index: usize, value: i64, fd: RawFd) {
+    /// Sets the value and the descriptor of message `index`.
+    pub(crate) fn set(&mut self, index: usize, value: i64, fd: RawFd) {
         self.values[index] = value.to_le();
         self.controls[index].fd = fd;
     }
 
-    /// Sends the first `count` messages with one `sendmmsg`; returns how many went out.
+    /// Sends the first `count` messages with one `sendmmsg`. Returns how many were sent.
     pub(crate) fn send_run(&mut self, socket: RawFd, count: usize) -> io::Result<usize> {
         let headers = &mut self.headers[..count];
         // SAFETY: each header names one iovec over one value and one whole Control, which the
@@ -97,7 +96,7 @@ impl Run {
     }
 }
 
-/// What a client reads at once.
+/// The result of one read.
 pub(crate) struct Received {
     pub(crate) bytes: usize,
     pub(crate) value: i64,
@@ -135,7 +134,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, wait: Wait) -> io::Result<Received
     Ok(Received { bytes, value: i64::from_le(value), fd })
 }
 
-/// Keeps this process on one CPU. Children inherit it.
+/// Pins this process to one CPU. Children inherit this.
 pub(crate) fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: cpu_set_t is integers only; all zeroes is the empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The daemon's command line: whole lines of any bytes, and its two small languages, sizes
-//! and vectors, each held against a second reading of what the manual says.
+//! The daemon's command line: whole lines of any bytes, and its two number formats, sizes and
+//! vectors. Each number is compared with a second parser, written from the manual.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -10,8 +10,8 @@ use super::Input;
 #[path = "../../src/bin/ivshmem-server/args.rs"]
 mod args;
 
-/// Arguments out of bytes, a newline between two: never a panic, and what is accepted is in
-/// range. Whether it was accepted.
+/// Parses arguments that are separated by newlines. It must never panic, and accepted values must be
+/// in range. Returns whether the line was accepted.
 pub(crate) fn line(bytes: &[u8]) -> bool {
     let arguments = bytes.split(|&byte| byte == b'\n').map(|part| OsString::from_vec(part.into()));
     match args::parse(std::iter::once("ivshmem-server".into()).chain(arguments)) {
@@ -22,13 +22,13 @@ pub(crate) fn line(bytes: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            assert!(!error.to_string().is_empty(), "an error that says nothing");
+            assert!(!error.to_string().is_empty(), "an error without text");
             false
         }
     }
 }
 
-/// A line made of our own options, in any order, with likely values. Whether it was accepted.
+/// Parses a line of valid options, in any order, with likely values. Returns whether it was accepted.
 pub(crate) fn likely_line(bytes: &[u8]) -> bool {
     const OPTIONS: [&str; 24] = [
         "-h",
@@ -73,10 +73,10 @@ pub(crate) fn likely_line(bytes: &[u8]) -> bool {
     line(&text)
 }
 
-/// Letters that sizes and vectors are made of, and some that they are not.
+/// Characters that occur in sizes and vectors, and some that do not.
 const LETTERS: &[u8] = b"00112345678990..xXbBkKmMgGtTpPeEaAfF+- _,\xc3";
 
-/// A size, and the same text as a number of vectors. How many of the two were accepted.
+/// Parses the same text as a size and as a number of vectors. Returns how many of the two were accepted.
 pub(crate) fn number(bytes: &[u8]) -> usize {
     let letters = |byte: &u8| LETTERS[usize::from(*byte) % LETTERS.len()];
     let text: Vec<u8> = bytes.iter().take(64).map(letters).collect();
@@ -99,8 +99,8 @@ pub(crate) fn number(bytes: &[u8]) -> usize {
     usize::from(size.is_some()) + usize::from(vectors.is_some())
 }
 
-/// What `text` is in bytes: the least and the most that is right. They differ only by what
-/// digits beyond the 18th are worth.
+/// The size in bytes that `text` means, as the least and the greatest correct value. They differ only
+/// if there are more than 18 fraction digits.
 fn expected_size(text: &str) -> Option<(u128, u128)> {
     let fits = |bytes: u128| bytes <= u128::from(u64::MAX);
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -116,7 +116,7 @@ fn expected_size(text: &str) -> Option<(u128, u128)> {
     };
     let doublings = 10 * power.unwrap_or(0);
     let mut bytes = value(whole, 10)?;
-    // The fraction, a digit at a time, doubled as often as the suffix says.
+    // Doubles the whole part and the fraction digits once for each power of two of the suffix.
     let mut digits: Vec<u8> = match fraction {
         Some(fraction) => {
             value(fraction, 10)?;
@@ -147,7 +147,7 @@ fn expected_vectors(text: &str) -> Option<u32> {
     u32::try_from(number).ok().filter(|number| (1..=2048).contains(number))
 }
 
-/// A number of digits only; one that is far too large is some number that is too large.
+/// Parses digits only. A number that is far too large gives some value that is too large.
 fn value(text: &str, base: u32) -> Option<u128> {
     if text.is_empty() {
         return None;

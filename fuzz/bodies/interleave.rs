@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A real server, real sockets, and a history made of bytes: clients connect, read a little,
-//! leave in every way there is, misbehave; descriptors run out.
+//! A real server and real sockets, with actions selected by the input bytes: clients connect, read
+//! a little, leave in every possible way, and misbehave; descriptors run out.
 //!
-//! Held against it: every client hears only what the rules allow (`member`), at every step;
+//! The checks: each client receives only what the protocol allows (`checked_client`), at every step;
 //! and in the end, when all have read all, each one's view is the roster, each doorbell is
-//! its owner's, nobody who did nothing wrong was dropped, the server has nothing more to do,
+//! its owner's, no well-behaved client was dropped, the server has nothing more to do,
 //! and no descriptor is left open.
 
 use std::collections::BTreeSet;
@@ -22,9 +22,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::Input;
-use super::member::Member;
+use super::checked_client::CheckedClient;
 
-/// Clients at a time: fewer where each costs more.
+/// The most clients at a time; fewer if each one has many vectors.
 fn crowd(vectors: usize) -> usize {
     match vectors {
         ..=8 => 16,
@@ -33,40 +33,40 @@ fn crowd(vectors: usize) -> usize {
     }
 }
 
-/// Longer than the server's retry timer: silence for this long is the end of it.
+/// Longer than the server's retry timer. If nothing happens for this time, the server is idle.
 const QUIET_MILLIS: u16 = 40;
 
-/// What a client has done, and so what the server owes it.
+/// What a client has done wrong, which decides what the server may do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Conduct {
     /// Nothing wrong.
     Good,
-    /// It only said that it will not read: it may stay until it is to be told something.
-    Deaf,
-    /// It must go.
+    /// It has shut down its receiving side: it may stay until the server sends it something.
+    NotReceiving,
+    /// The server must remove it.
     Bad,
 }
 
 struct Client {
-    member: Member,
+    connection: CheckedClient,
     conduct: Conduct,
 }
 
-struct World {
+struct Scenario {
     server: Server,
     address: SocketAddr,
     vectors: usize,
     clients: Vec<Client>,
-    /// Who is here by what `dispatch` returned.
+    /// The ids of the connected clients, according to the events of `dispatch`.
     here: BTreeSet<u16>,
     refused: usize,
-    /// Sockets of the server get the smallest buffer there is.
+    /// Whether the server's sockets get the smallest possible buffer.
     small_buffers: bool,
-    /// Descriptors were scarce, so the server may wait for its retry timer.
-    squeezed: bool,
+    /// Whether descriptors were limited, so that the server may wait for its retry timer.
+    was_limited: bool,
 }
 
-/// What a run saw, for whoever wants to know that it saw something.
+/// Counts what a run has done, so that a test can check that it did something.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) joined: usize,
@@ -77,23 +77,23 @@ pub(crate) struct Seen {
     pub(crate) rung: usize,
 }
 
-/// Plays the history that `bytes` make.
+/// Plays the actions that `bytes` select.
 pub(crate) fn run(bytes: &[u8]) -> Seen {
     let before = open_descriptors();
     let mut input = Input::new(bytes);
-    let mut world = World::new(&mut input);
+    let mut scenario = Scenario::new(&mut input);
     let mut seen = Seen::default();
     while !input.is_empty() {
-        world.step(&mut input, &mut seen);
+        scenario.step(&mut input, &mut seen);
     }
-    world.settle(&mut seen);
-    world.judge(&mut seen);
-    drop(world);
+    scenario.settle(&mut seen);
+    scenario.check_end_state(&mut seen);
+    drop(scenario);
     assert_eq!(open_descriptors(), before, "descriptors left open");
     seen
 }
 
-impl World {
+impl Scenario {
     fn new(input: &mut Input<'_>) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let vectors = input.pick(&[1_u32, 2, 3, 8, 64, 300]);
@@ -112,7 +112,7 @@ impl World {
             .first_id(first)
             .id_space(ids)
             .start()
-            .expect("nothing is wrong yet");
+            .expect("the configuration is valid");
         Self {
             server,
             address,
@@ -121,7 +121,7 @@ impl World {
             here: BTreeSet::new(),
             refused: 0,
             small_buffers,
-            squeezed: false,
+            was_limited: false,
         }
     }
 
@@ -132,19 +132,19 @@ impl World {
             (0..=2, _) if self.clients.len() < crowd(self.vectors) => self.connect(),
             (3, _) => drop(UnixStream::connect_addr(&self.address)),
             (4 | 5, _) => self.dispatch(seen),
-            (6, _) => self.squeeze(usize::from(how) % 24, seen),
+            (6, _) => self.dispatch_with_limit(usize::from(how) % 24, seen),
             (7, _) => {
                 let ids: Vec<u16> = self.here.iter().copied().collect();
                 if let Some(&id) = ids.get(usize::from(how) % ids.len().max(1)) {
-                    assert!(self.server.disconnect(id), "{id} is here");
+                    assert!(self.server.disconnect(id), "{id} is connected");
                     self.note_disconnect(id);
                 }
             }
             (8 | 9, Some(who)) => {
                 let limit = input.pick(&[1, 3, 8, 9, 24, 100, 4096]);
-                self.hear(who, |member| member.hear(limit).map(drop));
+                self.receive(who, |client| client.receive(limit).map(drop));
             }
-            (10 | 11, Some(who)) => self.hear(who, |member| member.drain().map(drop)),
+            (10 | 11, Some(who)) => self.receive(who, |client| client.drain().map(drop)),
             (12, Some(who)) => drop(self.clients.swap_remove(who)),
             (13, Some(who)) => self.shut(who, input.pick(&[Shutdown::Write, Shutdown::Both])),
             (14, Some(who)) => self.shut(who, Shutdown::Read),
@@ -152,7 +152,7 @@ impl World {
                 use std::io::Write;
                 let client = &mut self.clients[who];
                 let length = input.pick(&[1, 8, 300]);
-                if client.member.stream().write(&[0x55; 300][..length]).is_ok() {
+                if client.connection.stream().write(&[0x55; 300][..length]).is_ok() {
                     client.conduct = Conduct::Bad;
                 }
             }
@@ -161,43 +161,44 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let stream = UnixStream::connect_addr(&self.address).expect("it listens");
-        let member = Member::new(stream, self.vectors, self.vectors <= 8);
-        self.clients.push(Client { member, conduct: Conduct::Good });
+        let stream = UnixStream::connect_addr(&self.address).expect("the server listens");
+        let checked = CheckedClient::new(stream, self.vectors, self.vectors <= 8);
+        self.clients.push(Client { connection: checked, conduct: Conduct::Good });
     }
 
     fn shut(&mut self, who: usize, how: Shutdown) {
         let client = &mut self.clients[who];
-        let done = client.member.stream().shutdown(how);
+        let done = client.connection.stream().shutdown(how);
         if done.is_ok() && client.conduct != Conduct::Bad {
-            client.conduct = if how == Shutdown::Read { Conduct::Deaf } else { Conduct::Bad };
+            client.conduct =
+                if how == Shutdown::Read { Conduct::NotReceiving } else { Conduct::Bad };
         }
     }
 
-    /// The one that has this id now must go. Others had it before, and are gone already.
+    /// The client that has this id now must be removed. Earlier clients with this id have already left.
     fn note_disconnect(&mut self, id: u16) {
-        let is = |client: &Client, id| client.member.view().id() == id;
+        let is = |client: &Client, id| client.connection.view().id() == id;
         let mut good = self.clients.iter_mut().filter(|client| client.conduct == Conduct::Good);
         match good.find(|client| is(client, Some(id))) {
             Some(client) => client.conduct = Conduct::Bad,
-            // It does not read, or has not read its id yet: whoever that is may end.
+            // That client has not read its id yet, so any client without a known id may be removed.
             None => {
                 for client in self.clients.iter_mut() {
                     if client.conduct == Conduct::Good && is(client, None) {
-                        client.conduct = Conduct::Deaf;
+                        client.conduct = Conduct::NotReceiving;
                     }
                 }
             }
         }
     }
 
-    fn hear(&mut self, who: usize, read: impl FnOnce(&mut Member) -> Result<(), String>) {
+    fn receive(&mut self, who: usize, read: impl FnOnce(&mut CheckedClient) -> Result<(), String>) {
         let client = &mut self.clients[who];
-        match read(&mut client.member) {
+        match read(&mut client.connection) {
             Ok(()) => {}
-            // The one that shut its own reading side cuts a message where it likes.
+            // A client that shut down its receiving side may get a cut-off message.
             Err(_) if client.conduct != Conduct::Good => {}
-            Err(error) => panic!("client {who}, {:?}: {error}", client.member.view().id()),
+            Err(error) => panic!("client {who}, {:?}: {error}", client.connection.view().id()),
         }
     }
 
@@ -215,7 +216,7 @@ impl World {
                     assert!(self.here.remove(&id), "{id} left twice");
                     seen.left += 1;
                 }
-                // Ended before it was let in, so it is not one that did nothing wrong.
+                // The client ended before it was admitted, so it is not one that did nothing wrong.
                 Event::Refused(Refusal::Ended) => {}
                 Event::Refused(refusal) => {
                     let known = matches!(refusal, Refusal::NoIds | Refusal::NoDescriptors(_));
@@ -223,91 +224,93 @@ impl World {
                     self.refused += 1;
                     seen.refused += 1;
                 }
-                other => panic!("an event that this test does not know: {other:?}"),
+                other => panic!("an event unknown to this test: {other:?}"),
             }
         }
         let roster: BTreeSet<u16> = self.server.peers().map(|peer| peer.id()).collect();
-        assert_eq!(roster, self.here, "the roster is what the events say");
+        assert_eq!(roster, self.here, "the roster must agree with the events");
     }
 
-    /// One dispatch with only `left` descriptors to be had.
-    fn squeeze(&mut self, left: usize, seen: &mut Seen) {
-        self.squeezed = true;
+    /// Runs one dispatch with at most `left` free descriptors.
+    fn dispatch_with_limit(&mut self, left: usize, seen: &mut Seen) {
+        self.was_limited = true;
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         let next = File::open("/dev/null").expect("a descriptor").as_raw_fd();
         let limit = (next as u64 + left as u64).min(soft);
-        setrlimit(Resource::RLIMIT_NOFILE, limit, hard).expect("lowering is allowed");
+        setrlimit(Resource::RLIMIT_NOFILE, limit, hard).expect("the limit can be lowered");
         self.dispatch(seen);
-        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("as it was");
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("the limit can be restored");
     }
 
-    /// Reads and dispatches until nobody has anything more to say or to hear.
+    /// Reads and dispatches until the server and all clients are idle.
     fn settle(&mut self, seen: &mut Seen) {
-        // Far more than there can be messages: a server that spins never gets there.
+        // Far more turns than there can be messages, so a server in a busy loop fails.
         for _ in 0..20_000 {
-            let mut heard = false;
+            let mut received = false;
             for who in 0..self.clients.len() {
-                let before = self.clients[who].member.view().messages();
-                self.hear(who, |member| member.drain().map(drop));
-                heard |= self.clients[who].member.view().messages() != before;
+                let before = self.clients[who].connection.view().messages();
+                self.receive(who, |client| client.drain().map(drop));
+                received |= self.clients[who].connection.view().messages() != before;
             }
-            let quiet = !is_readable(&self.server, 0) && !heard;
-            let waits = || self.squeezed && !self.is_satisfied();
+            let quiet = !is_readable(&self.server, 0) && !received;
+            let waits = || self.was_limited && !self.is_satisfied();
             if quiet && !(waits() && is_readable(&self.server, QUIET_MILLIS)) {
                 return;
             }
             self.dispatch(seen);
         }
-        panic!("the server does not come to rest: {:?}", self.server);
+        panic!("the server does not become idle: {:?}", self.server);
     }
 
     /// Whether each client that did nothing wrong knows all the others, or was closed.
     fn is_satisfied(&self) -> bool {
         let good = |client: &&Client| client.conduct == Conduct::Good;
-        self.clients
-            .iter()
-            .filter(good)
-            .all(|Client { member, .. }| member.knows_exactly(&self.here) || member.has_ended())
+        self.clients.iter().filter(good).all(|Client { connection, .. }| {
+            connection.knows_exactly(&self.here) || connection.has_ended()
+        })
     }
 
-    fn judge(&mut self, seen: &mut Seen) {
-        let (mut good, mut deaf, mut turned_away) = (0, 0, 0);
+    fn check_end_state(&mut self, seen: &mut Seen) {
+        let (mut good, mut not_receiving, mut refused) = (0, 0, 0);
         for client in &self.clients {
-            let view = client.member.view();
+            let view = client.connection.view();
             match client.conduct {
                 Conduct::Bad => continue,
-                Conduct::Deaf => deaf += 1,
-                Conduct::Good if client.member.has_ended() && view.is_refused() => turned_away += 1,
+                Conduct::NotReceiving => not_receiving += 1,
+                Conduct::Good if client.connection.has_ended() && view.is_refused() => refused += 1,
                 Conduct::Good => {
                     good += 1;
                     let who = view.id();
-                    assert!(!client.member.has_ended(), "{who:?} was dropped");
-                    let right = client.member.knows_exactly(&self.here);
-                    assert!(right, "{:?} are here, but {view:?}", self.here);
-                    let peer = self.server.peer(who.unwrap()).expect("it is here");
-                    assert_eq!(peer.behind(), 0, "{who:?} heard all");
+                    assert!(!client.connection.has_ended(), "{who:?} was dropped");
+                    let right = client.connection.knows_exactly(&self.here);
+                    assert!(right, "{:?} are connected, but {view:?}", self.here);
+                    let peer = self.server.peer(who.unwrap()).expect("the peer is connected");
+                    assert_eq!(peer.behind(), 0, "{who:?} has received everything");
                     assert_eq!(peer.vectors().len(), self.vectors);
                     seen.compared += 1;
                 }
             }
         }
-        assert!(turned_away <= self.refused, "{turned_away} ended, {} refused", self.refused);
+        assert!(refused <= self.refused, "{refused} ended, {} refused", self.refused);
         let here = self.here.len();
-        assert!((good..=good + deaf).contains(&here), "{here} here, {good} good, {deaf} deaf");
+        assert!(
+            (good..=good + not_receiving).contains(&here),
+            "{here} connected, {good} good, {not_receiving} not receiving"
+        );
         self.ring_all(seen);
     }
 
-    /// Everybody rings everybody, and each ring arrives where it was meant for.
+    /// Each client rings each vector of each client, and each ring must arrive at the right vector.
     fn ring_all(&self, seen: &mut Seen) {
-        let good: Vec<&Member> = (self.clients.iter())
-            .filter(|client| client.conduct == Conduct::Good && !client.member.has_ended())
-            .map(|client| &client.member)
+        let good: Vec<&CheckedClient> = (self.clients.iter())
+            .filter(|client| client.conduct == Conduct::Good && !client.connection.has_ended())
+            .map(|client| &client.connection)
             .collect();
         if self.vectors > 8 {
             return;
         }
         for to in &good {
-            let id = to.view().id().expect("it was greeted");
+            let id = to.view().id().expect("its greeting is complete");
             for vector in 0..self.vectors {
                 assert_eq!(to.rung(vector), 0, "vector {vector} of {id} before it was rung");
                 for from in &good {

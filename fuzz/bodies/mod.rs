@@ -12,8 +12,8 @@ pub(crate) mod client;
 pub(crate) mod command_line;
 pub(crate) mod interleave;
 
-#[path = "../../tests/common/member.rs"]
-pub(crate) mod member;
+#[path = "../../tests/common/checked_client.rs"]
+pub(crate) mod checked_client;
 
 #[path = "../../tests/common/view.rs"]
 pub(crate) mod view;

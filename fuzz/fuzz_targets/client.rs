@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A client, and a server that says anything.
+//! A client with a server that sends any bytes.
 
 #![no_main]
 

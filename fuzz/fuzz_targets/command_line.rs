@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Whole command lines: any bytes, and our own options in any order.
+//! Whole command lines: any bytes, and valid options in any order.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A real server and a history of its clients.
+//! A real server with actions of its clients.
 
 #![no_main]
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Thousands of clients in one epoll loop.
 //!
-//! Each has its whole [`View`] checked as its messages come in. Received descriptors are never taken: a receiver that
-//! gives no room for control data has the kernel drop them, and `MSG_CTRUNC` still tells that there was one. So a
-//! client costs one descriptor, and a message a share of one system call, and the server, not the test, is what is busy.
-//! That the descriptors are the right ones is for tests with a [`Peer`](super::peer::Peer) to say.
+//! The [`View`] of each client is checked as its messages come in. The clients never accept descriptors: the
+//! receiver gives no space for control data, so the kernel drops them, and `MSG_CTRUNC` still shows that there
+//! was one. So a client needs one descriptor, and one system call reads many messages; the server, not the test,
+//! is the busy process. Tests with a [`Peer`](super::peer::Peer) check that the descriptors are the right ones.
 
 #![forbid(unsafe_code)]
 
@@ -22,17 +22,17 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg};
 
 use super::view::{Ids, View};
 
-/// Messages taken with one call.
+/// The most messages that one call reads.
 const RUN: usize = 64;
 
-/// Lets this process have `wanted` descriptors; whether the system allows it.
+/// Raises the limit of this process to `wanted` descriptors. Returns whether the system allows it.
 #[must_use]
 pub(crate) fn allow_descriptors(wanted: u64) -> bool {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works");
     soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_ok()
 }
 
-/// Lets this process have all that it may have by itself.
+/// Raises the soft limit of descriptors of this process to the hard limit.
 #[must_use]
 pub(crate) fn allow_most_descriptors() -> bool {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works");
@@ -47,14 +47,14 @@ struct Client {
     ended: bool,
 }
 
-/// Many clients of one server. What each is to be told is everybody of this crowd who is there, so a crowd needs a
-/// server of its own, or [`also`](Self::also) to name the others.
+/// Many clients of one server. Each client must receive all connected clients of this crowd and no others. So a crowd
+/// needs its own server, or [`add_outside_client`](Self::add_outside_client) must name the other clients.
 pub(crate) struct Crowd {
     socket: PathBuf,
     vectors: u32,
     epoll: Epoll,
     clients: Vec<Option<Client>>,
-    /// Those of `clients` who may still have something to hear.
+    /// The numbers of the clients that may still have messages to read.
     waiting: BTreeSet<usize>,
     headers: MultiHeaders<()>,
     others: Ids,
@@ -73,20 +73,21 @@ impl Crowd {
         }
     }
 
-    /// Names a client outside of this crowd whom everybody is to know.
-    pub(crate) fn also(&mut self, id: u16) {
+    /// Names a client outside of this crowd that all clients of the crowd must know.
+    pub(crate) fn add_outside_client(&mut self, id: u16) {
         self.others.insert(id);
     }
 
-    /// The named client is no longer there.
-    pub(crate) fn no_longer(&mut self, id: u16) {
+    /// Removes a client that `add_outside_client` named.
+    pub(crate) fn remove_outside_client(&mut self, id: u16) {
         assert!(self.others.remove(id), "{id} was not named");
     }
 
-    /// Connects one more, who reads whenever the crowd does, or, stopped, not at all; returns its number.
+    /// Connects one more client and returns its number. With `reads` it reads whenever the crowd reads;
+    /// without, it reads nothing.
     #[track_caller]
     pub(crate) fn connect(&mut self, reads: bool) -> usize {
-        // A full backlog makes a blocking connect wait, as QEMU's does.
+        // If the backlog is full, this blocking connect waits, as QEMU's does.
         let stream = UnixStream::connect(&self.socket).unwrap_or_else(|error| {
             panic!("client {} cannot connect: {error}", self.clients.len())
         });
@@ -101,7 +102,7 @@ impl Crowd {
         number
     }
 
-    /// Connects that many who read.
+    /// Connects `count` clients that read.
     #[track_caller]
     pub(crate) fn connect_many(&mut self, count: usize) {
         for _ in 0..count {
@@ -109,10 +110,10 @@ impl Crowd {
         }
     }
 
-    /// One client, who is still in the crowd.
+    /// A client that has not left.
     #[track_caller]
     fn client(&self, number: usize) -> &Client {
-        self.clients[number].as_ref().expect("it has not left")
+        self.clients[number].as_ref().expect("the client has not left")
     }
 
     pub(crate) fn view(&self, number: usize) -> &View {
@@ -123,25 +124,25 @@ impl Crowd {
         &self.client(number).stream
     }
 
-    /// Whether the server has closed this one.
+    /// Whether the server has closed this client's connection.
     pub(crate) fn is_ended(&self, number: usize) -> bool {
         self.client(number).ended
     }
 
-    /// The numbers of all who have not left.
+    /// The numbers of all clients that have not left.
     pub(crate) fn numbers(&self) -> Vec<usize> {
         (0..self.clients.len()).filter(|&number| self.clients[number].is_some()).collect()
     }
 
-    /// Messages received by those who have not left.
+    /// The number of messages that the clients that have not left have received.
     pub(crate) fn messages(&self) -> u64 {
         self.clients.iter().flatten().map(|client| client.view.messages()).sum()
     }
 
-    /// From now on this client reads, or does not.
+    /// Sets whether this client reads from now on.
     pub(crate) fn set_reading(&mut self, number: usize, reads: bool) {
         let flags = if reads { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-        let client = self.clients[number].as_mut().expect("it has not left");
+        let client = self.clients[number].as_mut().expect("the client has not left");
         client.reads = reads;
         self.epoll
             .modify(&client.stream, &mut EpollEvent::new(flags, number as u64))
@@ -154,14 +155,14 @@ impl Crowd {
         }
     }
 
-    /// Hangs up.
+    /// Closes the client's connection.
     #[track_caller]
     pub(crate) fn leave(&mut self, number: usize) {
         assert!(self.clients[number].take().is_some(), "client {number} has left already");
         self.waiting.remove(&number);
     }
 
-    /// Reads what there is, waiting for it up to `limit`; whether anything came.
+    /// Waits up to `limit` for messages and reads them. Returns whether any came.
     pub(crate) fn read(&mut self, limit: Duration) -> bool {
         let mut ready = [EpollEvent::empty(); 256];
         let timeout = EpollTimeout::try_from(limit).unwrap_or(EpollTimeout::MAX);
@@ -179,7 +180,7 @@ impl Crowd {
                 self.waiting.insert(number);
             }
             if client.ended || !client.reads {
-                // Otherwise its hanging up would be told again and again.
+                // Otherwise epoll would report the closed connection again and again.
                 client.ended = true;
                 self.epoll.delete(&client.stream).expect("epoll knows the socket");
             }
@@ -187,10 +188,10 @@ impl Crowd {
         count > 0
     }
 
-    /// Reads until `done`, and panics if nothing comes for long before that.
+    /// Reads until `done` returns true. Panics if nothing comes for a long time.
     #[track_caller]
     pub(crate) fn read_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
-        /// Longer than a busy machine holds up either process.
+        /// Longer than a busy machine delays either process.
         const SILENCE: Duration = Duration::from_secs(20);
         let mut last = Instant::now();
         while !done(self) {
@@ -205,68 +206,68 @@ impl Crowd {
         }
     }
 
-    /// Who is here, of this crowd and others. All must have been welcomed.
+    /// The ids of all connected clients, of this crowd and outside. Each greeting must be complete.
     #[track_caller]
-    pub(crate) fn everybody(&self) -> Ids {
+    pub(crate) fn present_ids(&self) -> Ids {
         let mut ids = self.others.clone();
         for number in self.numbers() {
             let id = self.view(number).id().unwrap_or_else(|| panic!("client {number} has no id"));
-            assert!(ids.insert(id), "id {id} was given to two who are here");
+            assert!(ids.insert(id), "two connected clients have the id {id}");
         }
         ids
     }
 
-    /// Reads until each one who reads has its own vectors.
+    /// Reads until the greeting of each reading client is complete.
     #[track_caller]
-    pub(crate) fn welcome(&mut self) {
+    pub(crate) fn read_greetings(&mut self) {
         self.read_until("the greetings", |crowd| {
             let Crowd { waiting, clients, .. } = crowd;
             waiting.retain(|&number| {
-                clients[number].as_ref().is_some_and(|c| c.reads && !c.view.is_welcomed())
+                clients[number].as_ref().is_some_and(|c| c.reads && !c.view.is_greeting_complete())
             });
             waiting.is_empty()
         });
     }
 
-    /// Reads until everybody knows exactly everybody who is here, all of them reading.
+    /// Makes all clients read, until each client knows exactly the connected clients.
     #[track_caller]
     pub(crate) fn settle(&mut self) {
         self.set_all_reading(true);
         self.waiting = self.numbers().into_iter().collect();
-        self.welcome();
-        let everybody = self.everybody();
+        self.read_greetings();
+        let present = self.present_ids();
         self.waiting = self.numbers().into_iter().collect();
-        self.read_until("everybody knows everybody", |crowd| {
+        self.read_until("each client knows all clients", |crowd| {
             let Crowd { waiting, clients, .. } = crowd;
-            // Whoever does know may be told something wrong later: then it waits again.
+            // A client that is done may receive a wrong message later; `read` then puts it back into `waiting`.
             waiting.retain(|&number| {
-                let client = clients[number].as_ref().expect("it has not left");
+                let client = clients[number].as_ref().expect("the client has not left");
                 assert!(!client.ended, "the server closed client {number}");
-                !client.view.knows_exactly(&everybody)
+                !client.view.knows_exactly(&present)
             });
             waiting.is_empty()
         });
     }
 
-    /// For a failed test's message.
+    /// The state of the crowd, for the message of a failed test.
     fn report(&self) -> String {
         let clients = self.clients.iter().flatten();
-        let (mut here, mut welcomed, mut ended) = (0, 0, 0);
+        let (mut here, mut complete, mut ended) = (0, 0, 0);
         let (mut least, mut most) = (usize::MAX, 0);
         for client in clients {
             here += 1;
-            welcomed += usize::from(client.view.is_welcomed());
+            complete += usize::from(client.view.is_greeting_complete());
             ended += usize::from(client.ended);
             least = least.min(client.view.known().len());
             most = most.max(client.view.known().len());
         }
         format!(
-            "{here} are here, {welcomed} welcomed, {ended} closed by the server; they know {least} to {most}"
+            "{here} clients, {complete} with a complete greeting, {ended} closed by the server; they know {least} to {most} peers"
         )
     }
 }
 
-/// Takes up to a run of messages.
+/// Reads up to [`RUN`] messages of one client.
 fn read_some(
     client: &mut Client,
     headers: &mut MultiHeaders<()>,
@@ -285,7 +286,7 @@ fn read_some(
             None,
         ) {
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
-            // It was closed with something unread.
+            // The server closed the connection with unread data.
             Err(Errno::ECONNRESET) => {
                 client.ended = true;
                 return Ok(());
@@ -299,12 +300,12 @@ fn read_some(
     }
     for (&(bytes, has_fd), &value) in got[..count].iter().zip(&values) {
         match bytes {
-            8 => client.view.note(i64::from_le_bytes(value), has_fd, vectors)?,
+            8 => client.view.record(i64::from_le_bytes(value), has_fd, vectors)?,
             0 => {
                 client.ended = true;
                 break;
             }
-            bytes => return Err(format!("{bytes} bytes where a message has 8")),
+            bytes => return Err(format!("a message of {bytes} bytes instead of 8")),
         }
     }
     Ok(())

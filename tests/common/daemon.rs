@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The server program under test: started in a directory of its own, watched from outside, stopped cleanly.
+//! The server program under test: starts it in its own directory, observes it from outside, and stops it.
 //!
-//! Only the command line that the reference has too is used, so any program that claims to replace it can be put here
-//! by `IVSHMEM_SERVER_BIN`.
+//! It uses only options that the reference has too, so `IVSHMEM_SERVER_BIN` can name any program that replaces the
+//! reference.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use super::crowd::allow_most_descriptors;
 use super::{PATIENCE, is_asleep, text_of, wait_for, wait_for_exit, wait_up_to};
 
-/// The program that the tests judge.
+/// The path of the program under test.
 pub(crate) fn program() -> PathBuf {
     std::env::var_os("IVSHMEM_SERVER_BIN")
         .or_else(|| option_env!("CARGO_BIN_EXE_ivshmem-server").map(OsString::from))
@@ -30,7 +30,7 @@ pub(crate) fn program() -> PathBuf {
         .into()
 }
 
-/// What a daemon is to be started with; see [`Daemon::builder`].
+/// The configuration of a daemon; see [`Daemon::builder`].
 pub(crate) struct Builder {
     dir: TempDir,
     vectors: u16,
@@ -43,25 +43,26 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Another program with the same command line in place of [`program`].
+    /// Starts another program with the same command line instead of [`program`].
     pub(crate) fn program(mut self, program: PathBuf) -> Self {
         self.program = program;
         self
     }
 
-    /// Starts it by this command, which must replace itself by what follows, as `prlimit` and `setpriv` do.
+    /// Starts the program through this command. The command must replace itself with the program that
+    /// follows, as `prlimit` and `setpriv` do.
     pub(crate) fn under(mut self, command: &[&str]) -> Self {
         self.under.extend(command.iter().map(|&word| word.to_owned()));
         self
     }
 
-    /// With this limit of open files, which it cannot raise unless it is root.
+    /// Sets the limit of open files, hard and soft. Only root can raise it again.
     pub(crate) fn descriptors(self, limit: u64) -> Self {
         self.under(&["prlimit", &format!("--nofile={limit}:{limit}")])
     }
 
-    /// As a user without any privilege, and of nobody else: the kernel counts descriptors in flight by user. Only root
-    /// can ask for that.
+    /// Runs the program as an unprivileged user that nothing else uses, because the kernel counts descriptors
+    /// in flight per user. The test must be root.
     pub(crate) fn unprivileged(self) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let user = 1_000_000 + std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed) % 64;
@@ -70,31 +71,31 @@ impl Builder {
         self.under(&["setpriv", &words[0], &words[1], "--clear-groups"])
     }
 
-    /// Interrupt vectors per peer (1 unless told).
+    /// The number of interrupt vectors per peer; defaults to 1.
     pub(crate) fn vectors(mut self, vectors: u16) -> Self {
         self.vectors = vectors;
         self
     }
 
-    /// Size of the shared memory as `-l` takes it ("1M" unless told).
+    /// The size of the shared memory, in the form of `-l`; defaults to "1M".
     pub(crate) fn size(mut self, size: &str) -> Self {
         size.clone_into(&mut self.size);
         self
     }
 
-    /// A POSIX shared memory of this name instead of a unique one.
+    /// Uses POSIX shared memory of this name instead of a unique one.
     pub(crate) fn memory_name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.memory_name);
         self
     }
 
-    /// A file in this directory instead of POSIX shared memory.
+    /// Uses a file in this directory instead of POSIX shared memory.
     pub(crate) fn memory_dir(mut self, dir: &Path) -> Self {
         self.memory_dir = Some(dir.to_owned());
         self
     }
 
-    /// One more argument, after all others.
+    /// Adds one argument after all others.
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.extra.push(arg.as_ref().to_owned());
         self
@@ -103,8 +104,8 @@ impl Builder {
     /// Starts the program and waits until it listens.
     #[track_caller]
     pub(crate) fn start(self) -> Daemon {
-        // A test and its clients share one process; a shell's usual limit of 1,024 is too few for some.
-        assert!(allow_most_descriptors(), "a soft limit can be raised to the hard one");
+        // A test and its clients are one process, and some tests need more than a shell's usual limit of 1,024.
+        assert!(allow_most_descriptors(), "the soft limit can be raised to the hard limit");
         let socket = self.dir.path().join("socket");
         let output = |name| File::create(self.dir.path().join(name)).expect("a file for output");
         let program = &self.program;
@@ -141,7 +142,7 @@ impl Builder {
     }
 }
 
-/// A running daemon. Dropped, it is killed, and its shared memory removed.
+/// A running daemon. When this value is dropped, the daemon is killed and its shared memory removed.
 pub(crate) struct Daemon {
     dir: TempDir,
     child: Child,
@@ -151,14 +152,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// The usual: foreground, verbose, unique names, one vector, one megabyte.
+    /// The defaults: foreground, verbose, unique names, one vector, 1 MiB.
     pub(crate) fn builder() -> Builder {
         let dir = tempfile::Builder::new()
             .prefix("ivshmem-test-")
             .tempdir()
             .expect("a temporary directory");
-        // The directory's name is unique on this host, so it serves as the memory's too.
-        let memory_name = dir.path().file_name().expect("it has a name");
+        // The directory's name is unique on this host, so the memory has the same name.
+        let memory_name = dir.path().file_name().expect("the path has a name");
         Builder {
             memory_name: memory_name.to_string_lossy().into_owned(),
             dir,
@@ -176,25 +177,25 @@ impl Daemon {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid is an int"))
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub(crate) fn socket_path(&self) -> &Path {
         &self.socket
     }
 
-    /// The file of its POSIX shared memory (not there if it uses a directory).
+    /// The file of its POSIX shared memory; it does not exist with `memory_dir`.
     pub(crate) fn shm_path(&self) -> &Path {
         &self.shm
     }
 
-    /// All it printed so far, standard output before standard error. A program that buffers (the reference does)
-    /// may show its lines only when it has ended.
+    /// Its output so far, stdout before stderr. A program that buffers its output, as the reference does, may
+    /// write it only at its end.
     pub(crate) fn output(&self) -> String {
         let mut text = text_of(&self.dir.path().join("stdout"));
         text.push_str(&text_of(&self.dir.path().join("stderr")));
         text
     }
 
-    /// Panics, with its output, if it has ended.
+    /// Panics if the daemon has ended.
     #[track_caller]
     pub(crate) fn assert_running(&mut self) {
         if let Some(status) = self.child.try_wait().expect("waitpid works") {
@@ -202,11 +203,12 @@ impl Daemon {
         }
     }
 
-    /// The processor time that it used so far, to 10 ms.
+    /// The processor time that the daemon has used, in steps of 10 ms.
     pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
-        // The program's name, in parentheses, may hold anything; utime and stime are fields 14 and 15, in units of
-        // USER_HZ, which is 100 in Linux's ABI whatever the kernel's own tick is.
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the daemon runs");
+        // The program's name is in parentheses and may contain any characters. utime and stime are fields 14 and 15, in
+        // units of USER_HZ, which is always 100 in Linux's ABI.
         let (_, fields) = stat.rsplit_once(')').expect("the name has its parentheses");
         let ticks: u64 = fields
             .split_ascii_whitespace()
@@ -217,56 +219,58 @@ impl Daemon {
         Duration::from_millis(10 * ticks)
     }
 
-    /// The time for which it ran on a processor so far, to the nanosecond. The kernel brings it up to date when it
-    /// begins to wait; of one that does not, the time is up to 10 ms old.
+    /// The time for which the daemon has run on a processor, in nanoseconds. The kernel updates the value
+    /// when the daemon starts to wait; if it does not wait, the value is up to 10 ms old.
     pub(crate) fn run_time(&self) -> Duration {
         let _ = wait_up_to(Duration::from_millis(20), || is_asleep(self.pid()).then_some(()));
-        let stat = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).expect("it runs");
+        let stat =
+            fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).expect("the daemon runs");
         let first = stat.split_ascii_whitespace().next().expect("schedstat has three fields");
         Duration::from_nanos(first.parse().expect("a number"))
     }
 
-    /// The memory that it has in use, in KiB.
+    /// Its resident memory, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.trim().trim_end_matches("kB").trim().parse().expect("a number")
     }
 
-    /// How many descriptors it has open.
+    /// The number of its open descriptors.
     pub(crate) fn open_fds(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the daemon runs").count()
     }
 
-    /// How many it had before its first client: its own, and what it inherited.
+    /// The number of its open descriptors before the first client, inherited ones included.
     pub(crate) fn idle_fds(&self) -> usize {
         self.idle_fds
     }
 
-    /// Sends it a signal.
+    /// Sends the daemon a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("it is our child");
     }
 
-    /// Waits for its end.
+    /// Waits until the daemon ends.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {
         wait_for_exit(&mut self.child, "the daemon")
     }
 
-    /// Stops it by SIGTERM, checks that it left nothing behind, and returns what it had printed.
+    /// Stops the daemon by SIGTERM, checks that its socket and memory are removed, and returns its output.
     #[track_caller]
     pub(crate) fn stop(self) -> String {
         self.stop_within(PATIENCE)
     }
 
-    /// The same for one with so much to close that it takes longer than a moment.
+    /// Like `stop`, with a time limit for a daemon that must close very many descriptors.
     #[track_caller]
     pub(crate) fn stop_within(mut self, limit: Duration) -> String {
         self.assert_running();
         self.signal(Signal::SIGTERM);
         let ended = wait_up_to(limit, || self.child.try_wait().expect("waitpid works"));
-        let status = ended.unwrap_or_else(|| panic!("not within {limit:?}: the end of the daemon"));
+        let status = ended.unwrap_or_else(|| panic!("the daemon did not end within {limit:?}"));
         assert_eq!(status.code(), Some(0), "exit status after SIGTERM: {status}");
         for left in [&self.shm, &self.socket] {
             assert!(!left.exists(), "left behind: {}", left.display());
@@ -277,7 +281,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended and been waited for: then both fail, and nothing is lost.
+        // If it has ended and was waited for, both calls fail, which is harmless.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.shm);
@@ -287,12 +291,12 @@ impl Drop for Daemon {
     }
 }
 
-/// Whether someone listens on this socket, found without connecting: a connection would use up an id, and one that is
-/// closed at once is the end of the reference.
+/// Whether a process listens on this socket. It does not connect, because a connection would use up an id, and the
+/// reference ends when a connection closes at once.
 pub(crate) fn is_listening(socket: &Path) -> bool {
     /// The flag of a listening socket in /proc/net/unix (`__SO_ACCEPTCON`).
     const LISTENING: u32 = 1 << 16;
-    let socket = socket.to_str().expect("a path that we named");
+    let socket = socket.to_str().expect("the path is UTF-8");
     fs::read_to_string("/proc/net/unix")
         .expect("Linux with /proc")
         .lines()

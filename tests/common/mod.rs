@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the test programs share: the daemon under test, a raw protocol client, stock QEMU, and waiting.
+//! Code that the test programs share: the daemon under test, a raw protocol client, stock QEMU, and wait functions.
 //!
-//! Nothing here uses the library of this project. The tests speak the wire protocol by themselves, so that the same
-//! suite can judge another server: `IVSHMEM_SERVER_BIN=/path/to/it cargo test`.
+//! This code does not use the library of this project. It implements the wire protocol itself, so the same tests can
+//! check another server: `IVSHMEM_SERVER_BIN=/path/to/it cargo test`.
 
-// Each test program compiles this module for itself and uses its own part of it.
+// Each test program compiles this module and uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod checked_client;
 pub(crate) mod crowd;
 pub(crate) mod daemon;
-pub(crate) mod member;
 pub(crate) mod peer;
 pub(crate) mod program;
 pub(crate) mod qtest;
@@ -25,10 +25,10 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 
-/// How long a thing that needs no more than a moment may take on a busy machine.
+/// The time limit for an action that takes a moment; long enough for a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Waits until `look` finds something, and returns it; panics after [`PATIENCE`].
+/// Waits until `look` returns a value, and returns that value. Panics after [`PATIENCE`].
 #[track_caller]
 pub(crate) fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     match wait_up_to(PATIENCE, look) {
@@ -37,11 +37,12 @@ pub(crate) fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Waits until `look` finds something, at most for `limit`.
+/// Waits until `look` returns a value. Returns `None` after `limit`.
 pub(crate) fn wait_up_to<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
-        // Read before the look: if this process was held up in between, the last look is still a fresh one.
+        // The time is read before the call of `look`. So the last call happens after the limit, even if
+        // this process was delayed in between.
         let late = start.elapsed() >= limit;
         if let Some(found) = look() {
             return Some(found);
@@ -55,8 +56,8 @@ pub(crate) fn wait_up_to<T>(limit: Duration, mut look: impl FnMut() -> Option<T>
 
 /// Waits for the end of a process that was asked to end.
 #[track_caller]
-pub(crate) fn wait_for_exit(child: &mut Child, who: &str) -> ExitStatus {
-    wait_for(&format!("the end of {who}"), || child.try_wait().expect("waitpid works"))
+pub(crate) fn wait_for_exit(child: &mut Child, name: &str) -> ExitStatus {
+    wait_for(&format!("the end of {name}"), || child.try_wait().expect("waitpid works"))
 }
 
 /// Finds a program in the search path.
@@ -65,12 +66,12 @@ pub(crate) fn find_in_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-/// Whether a process waits for something.
+/// Whether a process sleeps.
 pub(crate) fn is_asleep(pid: Pid) -> bool {
     text_of(Path::new(&format!("/proc/{pid}/stat"))).contains(") S ")
 }
 
-/// The text of a file for a message; what is not there is an empty text.
+/// The text of a file, for a message. A missing file gives an empty text.
 pub(crate) fn text_of(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A raw client of the protocol: cheap beside a QEMU, and stricter.
+//! A raw client of the protocol. It is cheaper than a QEMU and stricter.
 //!
-//! [`Connection`] only receives messages. [`Peer`] goes through the greeting and keeps the book that a QEMU keeps, but
-//! where a wrong message would corrupt QEMU's heap, it panics: an id that comes back, a second goodbye, and so on.
+//! [`Connection`] only receives messages. [`Peer`] reads the greeting and records peers as a QEMU does. If a
+//! message would corrupt QEMU's heap, it panics: for example, an id that is used again, or a second departure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSliceMut};
@@ -19,14 +19,14 @@ use nix::unistd;
 
 use super::PATIENCE;
 
-/// One message of the server.
+/// One message from the server.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) value: i64,
     pub(crate) fd: Option<OwnedFd>,
 }
 
-/// A connection to the server that reads nothing by itself.
+/// A connection to the server. It reads only when `receive` or `expect` is called.
 pub(crate) struct Connection {
     stream: UnixStream,
 }
@@ -40,13 +40,13 @@ impl Connection {
         }
     }
 
-    /// The socket itself, for tests that misbehave on it.
+    /// The socket, for tests that misuse it.
     pub(crate) fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
-    /// The next message; `None` is the end of the stream. Nothing within `limit` is an error of the kind `TimedOut`;
-    /// a message that is no message of this protocol (cut short, two descriptors) is `InvalidData`.
+    /// The next message, or `None` at the end of the stream. Returns the error `TimedOut` if no message comes within
+    /// `limit`, and `InvalidData` for an invalid message (cut off, or with two descriptors).
     pub(crate) fn receive(&mut self, limit: Duration) -> io::Result<Option<Message>> {
         let deadline = Instant::now() + limit;
         let mut bytes = [0; 8];
@@ -57,7 +57,7 @@ impl Connection {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             let mut part = [IoSliceMut::new(&mut bytes[filled..])];
-            // Room for more than the one that is allowed: two must be seen as two.
+            // There is space for more than the one allowed descriptor, so that a second one is noticed.
             let mut space = cmsg_space!([RawFd; 4]);
             let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
             let received =
@@ -85,25 +85,25 @@ impl Connection {
         Ok(Some(Message { value: i64::from_le_bytes(bytes), fd }))
     }
 
-    /// The next message, which must come.
+    /// The next message. Panics if there is none.
     #[track_caller]
     pub(crate) fn expect(&mut self, what: &str) -> Message {
         match self.receive(PATIENCE) {
             Ok(Some(message)) => message,
-            Ok(None) => panic!("the server closed instead of sending {what}"),
+            Ok(None) => panic!("the server closed the connection instead of sending {what}"),
             Err(error) => panic!("waiting for {what}: {error}"),
         }
     }
 }
 
-/// Takes over a descriptor that was just received.
+/// Takes ownership of a descriptor that was just received.
 #[expect(unsafe_code, reason = "nix hands received descriptors out as numbers")]
 fn own(number: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for our recvmsg, and nobody else has been told its number.
+    // SAFETY: the kernel has just made this descriptor for our recvmsg, and no other code knows its number.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
-/// A client that went through the greeting, and the peers that it knows.
+/// A client that has read its greeting, and the peers that it knows.
 pub(crate) struct Peer {
     connection: Connection,
     id: u16,
@@ -115,7 +115,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Joins: reads everything up to the last of its own vectors.
+    /// Connects and reads all messages up to the last of its own vectors.
     #[track_caller]
     pub(crate) fn join(socket: &Path, vectors: u16) -> Self {
         let mut connection = Connection::open(socket);
@@ -124,7 +124,7 @@ impl Peer {
         let id = connection.expect("the id");
         assert!(id.fd.is_none(), "{id:?}");
         let memory = connection.expect("the memory");
-        assert_eq!(memory.value, -1, "in place of the memory");
+        assert_eq!(memory.value, -1, "the value of the memory message");
         let mut peer = Self {
             connection,
             id: u16::try_from(id.value).expect("an id has 16 bits"),
@@ -136,7 +136,7 @@ impl Peer {
         };
         while peer.own.len() < peer.vectors {
             let message = peer.connection.expect("the rest of the greeting");
-            peer.note(message);
+            peer.record(message);
         }
         for (id, fds) in &peer.others {
             assert_eq!(fds.len(), peer.vectors, "vectors of peer {id} at the greeting");
@@ -148,7 +148,7 @@ impl Peer {
         self.id
     }
 
-    /// Its connection, to read it in some other way from here on.
+    /// Returns the connection, for tests that go on reading in another way.
     pub(crate) fn into_connection(self) -> Connection {
         self.connection
     }
@@ -158,19 +158,19 @@ impl Peer {
         self.memory.as_fd()
     }
 
-    /// The peers known by now, this one excepted.
+    /// The ids of the known peers, without this one.
     pub(crate) fn others(&self) -> Vec<u16> {
         self.others.keys().copied().collect()
     }
 
-    /// Writes a message of the server into the book, where it must fit.
+    /// Records a message from the server. Panics if the protocol does not allow it here.
     #[track_caller]
-    fn note(&mut self, message: Message) {
+    fn record(&mut self, message: Message) {
         let id = u16::try_from(message.value)
-            .unwrap_or_else(|_| panic!("not a peer's message: {message:?}"));
+            .unwrap_or_else(|_| panic!("not a message about a peer: {message:?}"));
         match message.fd {
             Some(fd) => {
-                assert!(!self.gone.contains(&id), "id {id} came back");
+                assert!(!self.gone.contains(&id), "id {id} was used again");
                 let fds =
                     if id == self.id { &mut self.own } else { self.others.entry(id).or_default() };
                 fds.push(fd);
@@ -178,36 +178,36 @@ impl Peer {
             }
             None => {
                 let known = self.others.remove(&id);
-                assert!(known.is_some(), "a goodbye of {id}, who was not there");
+                assert!(known.is_some(), "a departure of {id}, which was not connected");
                 self.gone.insert(id);
             }
         }
     }
 
-    /// Takes note of messages until `done` says that it is enough.
+    /// Reads and records messages until `done` returns true.
     #[track_caller]
-    fn listen_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+    fn read_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         while !done(self) {
             let message = self.connection.expect(what);
-            self.note(message);
+            self.record(message);
         }
     }
 
-    /// Waits until every vector of this peer is known.
+    /// Waits until all vectors of this peer have come.
     #[track_caller]
     pub(crate) fn wait_for_peer(&mut self, id: u16) {
-        self.listen_until(&format!("all vectors of {id}"), |peer| {
+        self.read_until(&format!("all vectors of {id}"), |peer| {
             (peer.others.get(&id)).is_some_and(|fds| fds.len() == peer.vectors)
         });
     }
 
-    /// Waits for the goodbye of this peer.
+    /// Waits for the departure of this peer.
     #[track_caller]
-    pub(crate) fn wait_for_goodbye(&mut self, id: u16) {
-        self.listen_until(&format!("the goodbye of {id}"), |peer| peer.gone.contains(&id));
+    pub(crate) fn wait_for_departure(&mut self, id: u16) {
+        self.read_until(&format!("the departure of {id}"), |peer| peer.gone.contains(&id));
     }
 
-    /// Rings a vector of a peer that is known.
+    /// Rings a vector of a known peer.
     #[track_caller]
     pub(crate) fn ring(&self, id: u16, vector: u16) {
         let eventfd = &self.others[&id][usize::from(vector)];
@@ -215,11 +215,12 @@ impl Peer {
         assert_eq!(written, Ok(8), "ringing vector {vector} of {id}");
     }
 
-    /// Which of its own vectors were rung since the last call; does not wait.
+    /// Returns which of its own vectors were rung since the last call. Does not wait.
     ///
-    /// It asks poll first, although the server makes its eventfds non-blocking: that flag belongs to the description
-    /// that all share, and a QEMU that receives a descriptor clears it for a moment (its chardev does so with every
-    /// descriptor, its ivshmem device then sets it again). A bare read in that moment would hang for good.
+    /// It calls poll before it reads, although the server makes its eventfds non-blocking. All holders of an
+    /// eventfd share this flag, and a QEMU that receives the eventfd clears the flag for a moment: its
+    /// chardev clears it, and then its ivshmem device sets it again. A read without poll in that moment would
+    /// block for ever.
     pub(crate) fn take_rung(&self) -> BTreeSet<u16> {
         let rung = |fd: &OwnedFd| {
             if !is_readable(fd.as_fd(), Instant::now()).expect("poll works") {
@@ -233,14 +234,14 @@ impl Peer {
     }
 }
 
-/// Waits until something can be read, an end of file included; `false` after the deadline.
+/// Waits until the descriptor is readable or at its end. Returns `false` after the deadline.
 fn is_readable(fd: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
             Err(Errno::EINTR) => {}
-            // A rest of less than a millisecond is rounded down to 0: look at the clock again.
+            // Less than a millisecond is rounded down to 0, so the deadline is checked again.
             Ok(0) if Instant::now() < deadline => {}
             other => return Ok(other? > 0),
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The server program as a process among others: runs to the end, daemons in the background, and a place of its own
-//! for each test, in which anything that is left behind is noticed.
+//! The server program as a process: runs to the end, background daemons, and a [`Place`] for each test, which notices
+//! files that a server leaves behind.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ use super::peer::Peer;
 use super::target::Target;
 use super::{PATIENCE, wait_for, wait_for_exit, wait_up_to};
 
-/// A process that has ended, and all it printed.
+/// The exit status and the output of a process that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
@@ -32,8 +32,8 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// It was refused as servers are: the daemon's words have each of `parts`, and C has one of `errnos`, and
-    /// no more.
+    /// Asserts that the start failed: the daemon's error contains each of `parts`, and the C program's error
+    /// contains the text of one of `errnos`.
     #[track_caller]
     pub(crate) fn assert_refused_by(&self, target: Target, parts: &[&str], errnos: &[Errno]) {
         match target {
@@ -46,7 +46,7 @@ impl Ended {
         }
     }
 
-    /// It exited with 1, and its stderr has each of `parts`.
+    /// Asserts exit code 1, and that stderr contains each of `parts`.
     #[track_caller]
     pub(crate) fn assert_refused(&self, parts: &[&str]) {
         assert_eq!(self.status.code(), Some(1), "{self:?}");
@@ -57,7 +57,7 @@ impl Ended {
     }
 }
 
-/// A process whose output is read through pipes. Dropped, it is killed.
+/// A process whose output is read through pipes. It is killed when this value is dropped.
 pub(crate) struct Process {
     child: Child,
     stdout: Receiver<String>,
@@ -83,20 +83,20 @@ impl Process {
         kill(self.pid(), signal).expect("it is our child");
     }
 
-    /// Waits until it listens there. Large memory may take the kernel a minute on a busy machine.
+    /// Waits until the process listens on `socket`. A large memory may take the kernel a minute on a busy machine.
     #[track_caller]
     pub(crate) fn wait_until_listening(&mut self, socket: &Path) {
         let listens = wait_up_to(6 * PATIENCE, || {
-            assert!(self.is_running(), "it ended instead of listening");
+            assert!(self.is_running(), "the process ended instead of listening");
             is_listening(socket).then_some(())
         });
-        assert!(listens.is_some(), "it does not listen at {}", socket.display());
+        assert!(listens.is_some(), "the process does not listen at {}", socket.display());
     }
 
-    /// Ends it by SIGTERM, as it should be ended.
+    /// Ends the process by SIGTERM and asserts exit code 0.
     #[track_caller]
     pub(crate) fn stop(mut self) -> Ended {
-        assert!(self.is_running(), "it ended before it was told to");
+        assert!(self.is_running(), "the process ended before SIGTERM");
         self.signal(Signal::SIGTERM);
         let ended = self.end();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
@@ -107,13 +107,13 @@ impl Process {
         self.child.try_wait().expect("waitpid works").is_none()
     }
 
-    /// Waits for its end, and for the end of both pipes: nobody else may hold them open.
+    /// Waits until the process has ended and both pipes are closed. No other process may keep the pipes open.
     #[track_caller]
     pub(crate) fn end(mut self) -> Ended {
         let status = wait_for_exit(&mut self.child, "the process");
         let text = |pipe: &Receiver<String>, name| match pipe.recv_timeout(PATIENCE) {
             Ok(text) => text,
-            Err(_) => panic!("no end of file on its {name}, though it ended: {status}"),
+            Err(_) => panic!("no end of file on its {name}, although the process ended: {status}"),
         };
         Ended { status, stdout: text(&self.stdout, "stdout"), stderr: text(&self.stderr, "stderr") }
     }
@@ -121,7 +121,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended and been waited for: then both fail, and nothing is lost.
+        // If it has ended and was waited for, both calls fail, which is harmless.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -132,7 +132,7 @@ fn text_of_pipe(mut pipe: impl Read + Send + 'static) -> Receiver<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         let _ = pipe.read_to_end(&mut bytes);
-        // Nobody waits for it any more if the test has ended.
+        // If the test has ended, no one receives the text.
         let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
     });
     receiver
@@ -144,7 +144,8 @@ pub(crate) fn run(command: &mut Command) -> Ended {
     Process::spawn(command).end()
 }
 
-/// A process that is not this one's child by birth but by adoption. Dropped, it is killed.
+/// A background process, which became a child of this process when its parent ended. It is killed when this value is
+/// dropped.
 pub(crate) struct Background {
     pid: Pid,
     ended: bool,
@@ -157,12 +158,12 @@ impl Background {
         adopt_orphans();
         let ended = run(command);
         assert!(ended.status.success(), "{ended:?}");
-        // Read at once: when the parent has returned it must be there and be complete.
+        // The file is read at once: it must be complete when the parent ends.
         let text = fs::read_to_string(pid_file).expect("the pid file");
         (Self::adopted(&text), ended)
     }
 
-    /// The process whose id is in `text`, one line.
+    /// The process whose id is the line `text`.
     #[track_caller]
     pub(crate) fn adopted(text: &str) -> Self {
         let pid = text.strip_suffix('\n').expect("a whole line");
@@ -175,15 +176,15 @@ impl Background {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(self.pid, signal).expect("it runs");
+        kill(self.pid, signal).expect("the process runs");
     }
 
-    /// Waits for its end; its exit code.
+    /// Waits until it ends. Returns its exit code.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> i32 {
         let status = wait_for("the end of the background process", || {
             match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
-                // Its parent is about to end, and it to become our child.
+                // Its parent has not ended yet, so it is not our child yet.
                 Err(Errno::ECHILD) | Ok(WaitStatus::StillAlive) => None,
                 other => Some(other.expect("waitpid works")),
             }
@@ -205,12 +206,12 @@ impl Drop for Background {
     }
 }
 
-/// From now on a process whose parent ended becomes a child of this one, which can so see how it ends.
+/// From now on, a process whose parent ends becomes a child of this process, which can then wait for it.
 pub(crate) fn adopt_orphans() {
     prctl::set_child_subreaper(true).expect("Linux 3.4 or later");
 }
 
-/// A directory, and a name in /dev/shm, of a test's own.
+/// A directory and a name in /dev/shm that only one test uses.
 pub(crate) struct Place {
     dir: TempDir,
     pub(crate) name: String,
@@ -222,7 +223,7 @@ impl Place {
             .prefix("ivshmem-test-")
             .tempdir()
             .expect("a temporary directory");
-        // The directory's name is unique on this host, so it serves as the memory's too.
+        // The directory's name is unique on this host, so the memory has the same name.
         let name = dir.path().file_name().expect("it has a name").to_string_lossy().into_owned();
         Self { dir, name }
     }
@@ -247,46 +248,46 @@ impl Place {
         Path::new("/dev/shm").join(&self.name)
     }
 
-    /// The program with everything in this place, to which arguments may be added.
+    /// The command of the program, with all paths in this place, and `args`.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(self.args()).args(args);
         command
     }
 
-    /// The arguments that put everything in this place.
+    /// The arguments that set all paths to this place.
     pub(crate) fn args(&self) -> Vec<String> {
-        let text = |path: PathBuf| path.into_os_string().into_string().expect("it is ours");
+        let text = |path: PathBuf| path.into_os_string().into_string().expect("the path is UTF-8");
         let (socket, pid_file) = (text(self.socket()), text(self.pid_file()));
         let args = ["-S", &socket, "-p", &pid_file, "-M", &self.name, "-l", "64K"];
         args.map(str::to_owned).to_vec()
     }
 
-    /// The same for any server.
+    /// Like `args`, for any server.
     pub(crate) fn args_of(&self, target: Target) -> Vec<String> {
         let mut args = self.args();
         if target == Target::SelectLoop {
-            // It has no pid file.
-            let at = args.iter().position(|arg| arg == "-p").expect("it is among them");
+            // This server has no pid file option.
+            let at = args.iter().position(|arg| arg == "-p").expect("`args` has this option");
             args.drain(at..at + 2);
         }
         args
     }
 
-    /// Any server with everything in this place, in the foreground.
+    /// The command of any server, with all paths in this place, in the foreground.
     pub(crate) fn command_of(&self, target: Target) -> Command {
         let mut command = Command::new(target.program());
         command.args(self.args_of(target)).arg("-F");
         command
     }
 
-    /// A server in the foreground that listens.
+    /// Starts the program in the foreground and waits until it listens.
     #[track_caller]
     pub(crate) fn serve(&self, args: &[&str]) -> Process {
         self.listening(self.command(args).arg("-F"))
     }
 
-    /// Any server, in the foreground, that listens.
+    /// Starts any server in the foreground and waits until it listens.
     #[track_caller]
     pub(crate) fn serve_by(&self, target: Target) -> Process {
         self.listening(&mut self.command_of(target))
@@ -299,7 +300,7 @@ impl Place {
         process
     }
 
-    /// A daemon in the background.
+    /// Starts a daemon in the background.
     #[track_caller]
     pub(crate) fn daemonize(&self, args: &[&str]) -> Background {
         Background::start(&mut self.command(args), &self.pid_file()).0
@@ -310,12 +311,13 @@ impl Place {
         let name = |entry: Result<fs::DirEntry, _>| {
             entry.expect("it can be read").file_name().to_string_lossy().into_owned()
         };
-        let mut names: Vec<_> = fs::read_dir(self.dir()).expect("it is there").map(name).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(self.dir()).expect("the directory exists").map(name).collect();
         names.sort();
         names
     }
 
-    /// Nothing is here, neither in the directory nor in /dev/shm, but what is expected.
+    /// Asserts that the directory has only the expected names, and /dev/shm nothing of this place.
     #[track_caller]
     pub(crate) fn assert_holds_only(&self, expected: &[&str]) {
         assert_eq!(self.names(), expected, "in {}", self.dir().display());
@@ -323,9 +325,9 @@ impl Place {
         assert!(memory.is_empty(), "left behind: {memory:?}");
     }
 
-    /// What /dev/shm has whose name begins with that of this place.
+    /// The files in /dev/shm whose name begins with that of this place.
     fn memory(&self) -> Vec<PathBuf> {
-        let all = fs::read_dir("/dev/shm").expect("it is there");
+        let all = fs::read_dir("/dev/shm").expect("the directory exists");
         let ours = |path: &PathBuf| {
             path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.name))
         };
@@ -335,8 +337,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // A daemon that a failed test could not take charge of: known by its pid file, and by a path of this place
-        // among its arguments, as a process id alone may be anybody's by now.
+        // Kills a daemon that a failed test left running. The process id comes from the pid file. Because
+        // another process may have that id by now, its arguments must contain the name of this place.
         let text = fs::read_to_string(self.pid_file()).unwrap_or_default();
         let arguments = fs::read(format!("/proc/{}/cmdline", text.trim())).unwrap_or_default();
         if String::from_utf8_lossy(&arguments).contains(&self.name) {
@@ -350,20 +352,21 @@ impl Drop for Place {
     }
 }
 
-/// The memory that a client got.
+/// The memory that a client received.
 pub(crate) fn memory_of(peer: &Peer) -> File {
     File::from(peer.memory().try_clone_to_owned().expect("dup works"))
 }
 
-/// Its size.
+/// The size of the memory that a client received.
 pub(crate) fn size_of(peer: &Peer) -> u64 {
     memory_of(peer).metadata().expect("fstat works").len()
 }
 
-/// A shell script in a mount namespace of its own, where it may mount what it likes; `$0` is the program and `$@` are
-/// the arguments. The namespace ends with its processes. `None` where the kernel does not let us have one.
+/// A command that runs a shell script in its own mount namespace, where the script may mount file systems. `$0`
+/// is the program, and `$@` are the arguments. The namespace ends with its processes. Returns `None` if the
+/// kernel allows no new namespace.
 pub(crate) fn in_own_mounts(script: &str, args: &[String]) -> Option<Command> {
-    // An ordinary user gets one together with a user namespace in which it is root.
+    // A user that is not root needs a user namespace too, in which it is root.
     let flags = if geteuid().is_root() { "-m" } else { "-rm" };
     let mut probe = Command::new("unshare");
     let probe = probe.args([flags, "mount", "-t", "tmpfs", "none", "/mnt"]);

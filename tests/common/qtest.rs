@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A small driver of QEMU's qtest protocol: lines of text that stand in for the guest's processor.
+//! A small client of QEMU's qtest protocol: lines of text that replace the guest's processor.
 //!
-//! It knows ports, guest-physical memory and PCI configuration space, and nothing of ivshmem. Every command waits for
-//! its answer, so when a method returns, QEMU's main loop has carried the access out.
+//! It accesses ports, guest-physical memory and PCI configuration space, and knows nothing about ivshmem. Each command
+//! waits for its answer, so QEMU's main loop has done the access when a method returns.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// The far end of QEMU's `-qtest` socket.
+/// The test's end of QEMU's `-qtest` socket.
 pub(crate) struct Qtest {
     stream: BufReader<UnixStream>,
 }
@@ -43,7 +43,7 @@ impl Qtest {
     fn command(&mut self, command: &str) -> String {
         match self.try_command(command) {
             Ok(answer) => answer,
-            Err(error) => panic!("QEMU did not carry out {command:?}: {error}"),
+            Err(error) => panic!("QEMU did not execute {command:?}: {error}"),
         }
     }
 
@@ -54,7 +54,7 @@ impl Qtest {
             .strip_prefix("0x")
             .and_then(|digits| u64::from_str_radix(digits, 16).ok())
             .and_then(|value| u32::try_from(value).ok())
-            .unwrap_or_else(|| panic!("{command:?} gave {answer:?}"))
+            .unwrap_or_else(|| panic!("{command:?} returned {answer:?}"))
     }
 
     /// Writes to an I/O port.
@@ -81,17 +81,17 @@ impl Qtest {
         self.command_u32(&format!("readl {address:#x}"))
     }
 
-    /// Writes a run of guest-physical memory.
+    /// Writes a range of guest-physical memory.
     #[track_caller]
     pub(crate) fn write(&mut self, address: u64, bytes: &[u8]) {
         let mut command = format!("write {address:#x} {:#x} 0x", bytes.len());
         for byte in bytes {
-            write!(command, "{byte:02x}").expect("a String takes it");
+            write!(command, "{byte:02x}").expect("writing to a String succeeds");
         }
         self.command(&command);
     }
 
-    /// Reads a run of guest-physical memory.
+    /// Reads a range of guest-physical memory.
     #[track_caller]
     pub(crate) fn read(&mut self, address: u64, len: usize) -> Vec<u8> {
         let answer = self.command(&format!("read {address:#x} {len:#x}"));

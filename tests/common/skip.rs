@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Skipping a test aloud.
+//! Reports skipped tests.
 //!
-//! libtest knows no "skipped at run time": such a test would count as passed and nobody would see it. So each skip is
-//! printed, and appended to the file named by `IVSHMEM_SKIPPED`, where CI counts them.
+//! libtest cannot skip a test at run time: the test counts as passed. So each skip is printed, and appended to the file
+//! that `IVSHMEM_SKIPPED` names. CI counts the lines of that file.
 
 #![forbid(unsafe_code)]
 
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// Records that the running test is skipped; the caller then returns.
+/// Records that the running test is skipped. The caller must then return.
 pub(crate) fn skip(reason: &str) {
     let thread = std::thread::current();
-    // libtest names the thread after the test.
+    // libtest gives the thread the name of the test.
     let test = thread.name().unwrap_or("a test in a thread of its own");
     let line = format!("{test}: {}\n", reason.replace('\n', " "));
     eprint!("SKIPPED {line}");
     if let Some(path) = std::env::var_os("IVSHMEM_SKIPPED") {
-        // One write of the whole line: tests of several processes append to this file.
+        // The whole line is written by one call, because several processes append to this file.
         OpenOptions::new()
             .append(true)
             .create(true)

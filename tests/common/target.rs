@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Which server a test is about. The promises are the same through every door of the library, so a test is written
-//! once, as a function of a [`Target`], and [`on_each_server!`](crate::on_each_server) runs it on all of them.
+//! The servers that a test can run on. Each server must behave the same, so a test is written once, as a function of a
+//! [`Target`], and [`on_each_server!`](crate::on_each_server) runs it on each of them.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ use super::skip::skip;
 #[path = "../c/mod.rs"]
 mod c;
 
-/// A program that serves, by the command line of `ivshmem-server`.
+/// A server program with the command line of `ivshmem-server`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The program of this project, or the one that `IVSHMEM_SERVER_BIN` names.
@@ -25,12 +25,12 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Sets out to start one, on a directory of its own.
+    /// A builder for this server, in its own directory.
     pub(crate) fn builder(self) -> Builder {
         Daemon::builder().program(self.program())
     }
 
-    /// The program itself.
+    /// The path of the program.
     pub(crate) fn program(self) -> PathBuf {
         match self {
             Self::Daemon => program(),
@@ -38,12 +38,12 @@ impl Target {
         }
     }
 
-    /// Whether it prints what the library logs: in C there is nobody to take it.
+    /// Whether the program prints the library's log. The C program does not.
     pub(crate) fn logs(self) -> bool {
         matches!(self, Self::Daemon)
     }
 
-    /// The most vectors that a peer can have there.
+    /// The largest number of vectors per peer that this server supports.
     pub(crate) fn max_vectors(self) -> u16 {
         match self {
             Self::Daemon => 2048,
@@ -52,25 +52,25 @@ impl Target {
     }
 }
 
-/// The select loop's program, built when the first test asks for it. It lies where cargo lets tests keep things.
-/// Where there is no compiler, `IVSHMEM_SELECT_LOOP_BIN` names one that was built elsewhere.
+/// The path of the select loop's program. The first call builds it in cargo's directory for temporary test files. If
+/// there is no compiler, `IVSHMEM_SELECT_LOOP_BIN` names a program that was built elsewhere.
 fn select_loop() -> PathBuf {
     static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
         if let Some(program) = std::env::var_os("IVSHMEM_SELECT_LOOP_BIN") {
             return program.into();
         }
-        let test = std::env::current_exe().expect("a test knows its own file");
-        let name = test.file_name().expect("it is a file");
+        let test = std::env::current_exe().expect("the path of the test program");
+        let name = test.file_name().expect("the path has a file name");
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::create_dir_all(&directory).expect("cargo made the directory above");
-        // A binary that still runs cannot be written to, but it can be removed.
+        std::fs::create_dir_all(&directory).expect("the directory can be created");
+        // A running program's file cannot be overwritten, but it can be removed.
         let _ = std::fs::remove_file(directory.join("program"));
         c::build("c-tests/servers/select_loop.c", c::Mode::Static, &directory)
     });
     PROGRAM.clone()
 }
 
-/// Makes a test for each server of each of these functions, which take a `Target`.
+/// Makes one test per server from each of these functions, which take a `Target`.
 #[macro_export]
 macro_rules! on_each_server {
     ($($test:ident),+ $(,)?) => {
@@ -94,7 +94,8 @@ macro_rules! on_each_server {
     };
 }
 
-/// Whether the sizes that the promises name are to be run where that takes minutes; said aloud, as it is no skip.
+/// Whether the test runs its full size, which may take minutes. Otherwise prints that the test runs its short
+/// form; this is not a skip.
 pub(crate) fn full_size(test: &str) -> bool {
     let full = std::env::var_os("IVSHMEM_FULL").is_some_and(|value| value == "1");
     if !full {
@@ -103,11 +104,11 @@ pub(crate) fn full_size(test: &str) -> bool {
     full
 }
 
-/// Descriptors that are not a client's, of a server or of a test.
+/// The number of descriptors that a server or a test needs besides those of the clients.
 const OWN: u64 = 60;
 
-/// How many clients of so many vectors the limit of open files has room for, `wanted` at most, and the limit that their
-/// server then needs. Where not even `least` fit, the test is skipped.
+/// Returns how many clients with `vectors` vectors the limit of open files allows, at most `wanted`, and the limit that
+/// their server needs. If it allows fewer than `least`, the test is skipped.
 pub(crate) fn room_for(
     what: &str,
     least: usize,
@@ -130,7 +131,7 @@ pub(crate) fn room_for(
     Some((clients as usize, clients * each + OWN))
 }
 
-/// Whether this process may do what only root can; if not, the test is recorded as skipped.
+/// Whether this process is root. If it is not, the test is recorded as skipped.
 pub(crate) fn is_root(what_for: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {

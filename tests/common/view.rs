@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What one client of many has been told, kept in little room and checked message by message.
+//! The peers that one client knows from its messages, in little memory. Each message is checked.
 //!
-//! It holds no descriptors and knows no sockets: [`crowd`](super::crowd) feeds it. A message that the protocol does not
-//! allow at that place, or that would corrupt a QEMU, is an error that says which rule it broke.
+//! It holds no descriptors and reads no sockets: [`crowd`](super::crowd) and the checked client pass the messages
+//! to it. A message that the protocol does not allow at that point, or that would corrupt a QEMU, gives an error
+//! that names the broken rule.
 
 #![forbid(unsafe_code)]
 
-/// A set of ids that takes as much room as its largest member needs.
+/// A set of ids. Its memory depends on the largest id in the set.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ids {
     words: Vec<u64>,
@@ -47,20 +48,21 @@ impl Ids {
     }
 }
 
-/// What a client knows.
+/// The peers that a client knows, and the state of its greeting.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    greeted: u8,
+    /// How many of the first three messages have come: version, id, memory.
+    greeting: u8,
     id: Option<u16>,
-    /// Those with all their vectors, itself included.
+    /// The peers whose vectors have all come, this client included.
     known: Ids,
-    /// Those that it was told have left.
+    /// The peers whose departure has come.
     gone: Ids,
-    /// The peer whose vectors are coming, and how many have come.
-    coming: Option<(u16, u32)>,
-    /// The server refused it, with a message that makes a QEMU end.
+    /// The peer whose vectors are incomplete, and how many have come.
+    incomplete: Option<(u16, u32)>,
+    /// The server refused the client, with a message that makes a QEMU end.
     refused: bool,
-    /// Messages in all.
+    /// The number of messages so far.
     messages: u64,
 }
 
@@ -85,36 +87,36 @@ impl View {
         self.messages
     }
 
-    /// Whether it has all its own vectors, which is what a QEMU waits for when it starts.
-    pub(crate) fn is_welcomed(&self) -> bool {
+    /// Whether the client has all its own vectors. A QEMU waits for them when it starts.
+    pub(crate) fn is_greeting_complete(&self) -> bool {
         self.id.is_some_and(|id| self.known.contains(id))
     }
 
-    /// Whether it knows `who`, all of them whole, and nobody else.
-    pub(crate) fn knows_exactly(&self, who: &Ids) -> bool {
-        self.coming.is_none()
-            && self.known.len() == who.len()
-            && who.iter().all(|id| self.known.contains(id))
+    /// Whether the client knows exactly the peers `ids`, each with all its vectors.
+    pub(crate) fn knows_exactly(&self, ids: &Ids) -> bool {
+        self.incomplete.is_none()
+            && self.known.len() == ids.len()
+            && ids.iter().all(|id| self.known.contains(id))
     }
 
-    /// Takes one message in; `vectors` is what each peer has.
-    pub(crate) fn note(&mut self, value: i64, has_fd: bool, vectors: u32) -> Result<(), String> {
+    /// Checks and records one message. `vectors` is the number of vectors of each peer.
+    pub(crate) fn record(&mut self, value: i64, has_fd: bool, vectors: u32) -> Result<(), String> {
         self.messages += 1;
         if self.refused {
             return Err(format!("{value} after a refusal"));
         }
-        match (self.greeted, value, has_fd) {
+        match (self.greeting, value, has_fd) {
             (0, 1, false) | (1 | 2, -2, false) => self.refused = true,
-            (0, 0, false) | (2, -1, true) => self.greeted += 1,
+            (0, 0, false) | (2, -1, true) => self.greeting += 1,
             (1, 0..=0xffff, false) => {
                 self.id = Some(value as u16);
-                self.greeted += 1;
+                self.greeting += 1;
             }
             (3, 0..=0xffff, true) => self.vector(value as u16, vectors)?,
-            (3, 0..=0xffff, false) => self.goodbye(value as u16)?,
+            (3, 0..=0xffff, false) => self.departure(value as u16)?,
             (at, ..) => {
                 return Err(format!(
-                    "{value}, descriptor: {has_fd}, at place {at} of the greeting"
+                    "{value}, descriptor: {has_fd}, as message {at} of the greeting"
                 ));
             }
         }
@@ -122,33 +124,33 @@ impl View {
     }
 
     fn vector(&mut self, id: u16, vectors: u32) -> Result<(), String> {
-        let so_far = match self.coming.take() {
+        let so_far = match self.incomplete.take() {
             Some((same, so_far)) if same == id => so_far,
             Some((other, so_far)) => {
                 return Err(format!(
-                    "a vector of {id} where {other} has only {so_far} of {vectors}"
+                    "a vector of {id}, although {other} has only {so_far} of {vectors}"
                 ));
             }
-            None if self.gone.contains(id) => return Err(format!("id {id} came back")),
+            None if self.gone.contains(id) => return Err(format!("id {id} was used again")),
             None if self.known.contains(id) => return Err(format!("peer {id} a second time")),
             None => 0,
         };
         if so_far + 1 == vectors {
             self.known.insert(id);
         } else {
-            self.coming = Some((id, so_far + 1));
+            self.incomplete = Some((id, so_far + 1));
         }
         Ok(())
     }
 
-    fn goodbye(&mut self, id: u16) -> Result<(), String> {
+    fn departure(&mut self, id: u16) -> Result<(), String> {
         if self.id == Some(id) {
-            return Err("a goodbye of itself".to_owned());
+            return Err("a departure of the client itself".to_owned());
         }
-        // One who left while its vectors were being told.
-        let half = self.coming.take_if(|(coming, _)| *coming == id).is_some();
-        if !half && !self.known.remove(id) {
-            return Err(format!("a goodbye of {id}, who was not there"));
+        // The peer may have left before all its vectors were sent.
+        let was_incomplete = self.incomplete.take_if(|(incomplete, _)| *incomplete == id).is_some();
+        if !was_incomplete && !self.known.remove(id) {
+            return Err(format!("a departure of {id}, which was not connected"));
         }
         self.gone.insert(id);
         Ok(())
@@ -159,29 +161,32 @@ impl View {
 mod tests {
     use super::*;
 
-    /// A view of a client with id 1 and two vectors each, after these messages.
+    /// The view of a client with id 1 after these messages, with two vectors per peer.
     fn after(messages: &[(i64, bool)]) -> Result<View, String> {
         let mut view = View::default();
         for &(value, has_fd) in [(0, false), (1, false), (-1, true)].iter().chain(messages) {
-            view.note(value, has_fd, 2)?;
+            view.record(value, has_fd, 2)?;
         }
         Ok(view)
     }
 
     #[test]
-    fn a_view_takes_what_the_protocol_allows() {
+    fn a_view_accepts_what_the_protocol_allows() {
         let view =
             after(&[(0, true), (0, true), (1, true), (1, true), (2, true), (0, false), (2, true)])
                 .unwrap();
-        let mut who = Ids::default();
-        who.insert(1);
-        assert!(view.is_welcomed() && !view.knows_exactly(&who), "only 1 and 2 are here: {view:?}");
-        who.insert(2);
-        assert!(view.knows_exactly(&who), "{view:?}");
+        let mut ids = Ids::default();
+        ids.insert(1);
+        assert!(
+            view.is_greeting_complete() && !view.knows_exactly(&ids),
+            "1 and 2 are known, not only 1: {view:?}"
+        );
+        ids.insert(2);
+        assert!(view.knows_exactly(&ids), "{view:?}");
     }
 
     #[test]
-    fn a_view_takes_nothing_else() {
+    fn a_view_rejects_everything_else() {
         let wrong: [&[(i64, bool)]; 8] = [
             &[(-1, true)],
             &[(65536, true)],

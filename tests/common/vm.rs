@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Stock QEMU with one `ivshmem-doorbell` device, and a guest driver for that device.
 //!
-//! The guest's processor never runs (`-S`): the test does by qtest what a driver would do. The vectors stay masked, so
-//! an interrupt that arrives stays visible as its bit in the MSI-X pending bit array until [`Vm::clear`]. That works
-//! with every accelerator, and needs no guest image.
+//! The guest's processor never runs (`-S`). The test uses qtest to do what a driver would do. The vectors stay
+//! masked, so an interrupt that arrives sets a bit in the MSI-X pending bit array, which stays set until
+//! [`Vm::clear`]. This works with every accelerator and needs no guest image.
 
 #![forbid(unsafe_code)]
 
@@ -24,10 +24,10 @@ use super::{PATIENCE, find_in_path, text_of, wait_for, wait_for_exit, wait_up_to
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// How long a QEMU may take to come up; eight of them may be at it on a busy machine.
+/// The time limit for the start of a QEMU. Eight of them may start together on a busy machine.
 const START_UP: Duration = Duration::from_secs(30);
 
-// Where the three regions of the device are put: in the hole below 4 GiB that the `pc` machine leaves to PCI.
+// The addresses of the device's three regions, in the range below 4 GiB that the `pc` machine leaves to PCI.
 const REGISTERS: u64 = 0xe000_0000;
 const MSIX: u64 = 0xe001_0000;
 const MEMORY: u64 = 0xd000_0000;
@@ -36,21 +36,21 @@ const MEMORY: u64 = 0xd000_0000;
 const IV_POSITION: u64 = REGISTERS + 8;
 const DOORBELL: u64 = REGISTERS + 12;
 
-/// QEMU's processor emulation, or the hardware's.
+/// The accelerator: QEMU's processor emulation, or KVM.
 #[derive(Clone, Copy)]
 pub(crate) enum Accel {
     Tcg,
     Kvm,
 }
 
-/// A QEMU that was started and may still be coming up.
+/// A QEMU that was started and may not be ready yet.
 pub(crate) struct Starting {
     process: Process,
     listener: UnixListener,
 }
 
 impl Starting {
-    /// Waits until it has read its greeting and answers, then sets its device up.
+    /// Waits until QEMU has read its greeting and answers, then sets up its device.
     #[track_caller]
     pub(crate) fn up(mut self) -> Vm {
         self.listener.set_nonblocking(true).expect("fcntl works");
@@ -61,10 +61,11 @@ impl Starting {
         let (stream, _) = stream.expect("QEMU opens its qtest connection");
         stream.set_nonblocking(false).expect("fcntl works");
         let mut qtest = Qtest::new(stream);
-        // The main loop starts after the devices are made, and ivshmem is made only when its greeting is complete.
+        // QEMU's main loop starts after all devices exist, and the ivshmem device exists only after its
+        // greeting is complete.
         qtest.set_patience(START_UP);
         if let Err(error) = qtest.try_command("inl 0xcf8") {
-            panic!("QEMU did not come up within {START_UP:?}, is its greeting complete? {error}");
+            panic!("QEMU did not start within {START_UP:?}; is its greeting complete? {error}");
         }
         qtest.set_patience(PATIENCE);
         let msix = set_up(&mut qtest);
@@ -72,14 +73,14 @@ impl Starting {
     }
 }
 
-/// Where the device keeps its interrupts.
+/// The number of MSI-X vectors, and the addresses of the MSI-X table and of the pending bits.
 struct Msix {
     vectors: u16,
     table: u64,
     pending: u64,
 }
 
-/// A QEMU whose ivshmem device is ready for use. Dropped, it is killed.
+/// A QEMU whose ivshmem device is ready. It is killed when this value is dropped.
 pub(crate) struct Vm {
     process: Process,
     qtest: Qtest,
@@ -87,7 +88,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Starts a QEMU and does not wait for it. `vectors` is what the device is told to have.
+    /// Starts a QEMU and does not wait for it. `vectors` is the device's `vectors` property.
     #[track_caller]
     pub(crate) fn spawn(socket: &Path, vectors: u16, accel: Accel) -> Starting {
         let program = find_in_path(PROGRAM).unwrap_or_else(|| {
@@ -110,7 +111,7 @@ impl Vm {
             .arg(format!("socket,id=c,path={}", socket.display()))
             .arg("-device")
             .arg(format!("ivshmem-doorbell,chardev=c,vectors={vectors}"))
-            // Freed memory is overwritten: a wrong message from the server shows at once, not some day.
+            // malloc overwrites freed memory, so a heap error by a wrong message shows at once.
             .env("MALLOC_PERTURB_", "165")
             .stdin(Stdio::piped())
             .stdout(log.try_clone().expect("dup works"))
@@ -127,7 +128,7 @@ impl Vm {
         Self::spawn(socket, vectors, Accel::Tcg).up()
     }
 
-    /// The id that the guest sees as its own.
+    /// The guest's own id.
     #[track_caller]
     pub(crate) fn id(&mut self) -> u16 {
         let id = self.qtest.readl(IV_POSITION);
@@ -139,7 +140,7 @@ impl Vm {
         self.msix.vectors
     }
 
-    /// Rings a peer's doorbell. When this returns, the peer's eventfd is written, if this QEMU knows the peer.
+    /// Rings a peer's doorbell. When this returns, the peer's eventfd is written if this QEMU has received it.
     #[track_caller]
     pub(crate) fn ring(&mut self, peer: u16, vector: u16) {
         let value = u32::from(peer) << 16 | u32::from(vector);
@@ -157,9 +158,9 @@ impl Vm {
         set
     }
 
-    /// The vectors whose pending bit is set once everything that was rung before this call has arrived: QEMU's main
-    /// loop looks at all its descriptors in each turn, and answers at most one command per turn. So a ring that was
-    /// there before the first command is served before the answer to the second; the third is for good measure.
+    /// The vectors whose pending bit is set, after all rings that were made before this call have arrived. QEMU's main
+    /// loop checks all its descriptors in each turn, and answers at most one command per turn. So QEMU processes a ring
+    /// from before the first command before it answers the second one. The third is an extra margin.
     #[track_caller]
     pub(crate) fn settled(&mut self) -> BTreeSet<u16> {
         self.pending();
@@ -175,8 +176,8 @@ impl Vm {
         });
     }
 
-    /// Clears a pending bit: an unmasked vector delivers its message, which nobody takes (the device may not write to
-    /// memory, no bus mastering), and is masked again.
+    /// Clears a pending bit. Unmasking the vector delivers its message, which has no effect because the device may not
+    /// write to memory (no bus mastering). Then the vector is masked again.
     #[track_caller]
     pub(crate) fn clear(&mut self, vector: u16) {
         let control = self.msix.table + 16 * u64::from(vector) + 12;
@@ -196,7 +197,7 @@ impl Vm {
         self.qtest.read(MEMORY + offset, len)
     }
 
-    /// Ends it by its monitor's `quit`, and checks that it ended well.
+    /// Ends QEMU by the monitor's `quit` command, and checks the exit status.
     #[track_caller]
     pub(crate) fn quit(mut self) {
         self.process.assert_running();
@@ -206,19 +207,19 @@ impl Vm {
         assert!(status.success(), "QEMU after quit: {status}");
     }
 
-    /// Ends it by SIGKILL.
+    /// Ends QEMU by SIGKILL.
     pub(crate) fn kill(self) {
         drop(self);
     }
 
-    /// Sends it a signal.
+    /// Sends QEMU a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.process.child.id()).expect("a pid is an int");
         kill(Pid::from_raw(pid), signal).expect("it is our child");
     }
 }
 
-/// A QEMU process, killed when dropped.
+/// A QEMU process. It is killed when this value is dropped.
 struct Process {
     child: Child,
     dir: TempDir,
@@ -245,7 +246,7 @@ impl Drop for Process {
     }
 }
 
-/// Finds the device, places its regions, and turns on MSI-X with every vector masked, as it is after a reset.
+/// Finds the device, sets the addresses of its regions, and enables MSI-X. Every vector stays masked, as after a reset.
 #[track_caller]
 fn set_up(qtest: &mut Qtest) -> Msix {
     /// Vendor and device id of ivshmem.
@@ -264,11 +265,11 @@ fn set_up(qtest: &mut Qtest) -> Msix {
         let address = u32::try_from(address).expect("below 4 GiB");
         qtest.config_write(device, register, address);
     }
-    // BAR2 is of 64 bits: the upper half.
+    // BAR2 has 64 bits; this is the upper half.
     qtest.config_write(device, 0x1c, 0);
     qtest.config_write(device, COMMAND, COMMAND_MEMORY);
 
-    // The list ends with a 0; ids and links are the low bytes of each capability.
+    // The capability list ends with 0. The low bytes of each capability are its id and the link to the next one.
     let mut at = qtest.config_read(device, CAPABILITIES).to_le_bytes()[0];
     let header = loop {
         assert_ne!(at, 0, "an MSI-X capability");
@@ -279,14 +280,14 @@ fn set_up(qtest: &mut Qtest) -> Msix {
         at = header.to_le_bytes()[1];
     };
     let [table, pending] = [4, 8].map(|offset| {
-        let place = qtest.config_read(device, at + offset);
-        assert_eq!(place & 7, 1, "MSI-X lives in BAR1");
-        MSIX + u64::from(place & !7)
+        let location = qtest.config_read(device, at + offset);
+        assert_eq!(location & 7, 1, "MSI-X is in BAR1");
+        MSIX + u64::from(location & !7)
     });
     let vectors = u16::try_from((header >> 16 & 0x7ff) + 1).expect("11 bits");
     qtest.config_write(device, at, header | MSIX_ENABLE);
     for vector in 0..u64::from(vectors) {
-        // An ordinary message address: with KVM, a vector that is unmasked gets a route made of it.
+        // A usual message address. With KVM, QEMU makes a route from it when the vector is unmasked.
         qtest.writel(table + 16 * vector, 0xfee0_0000);
         let control = qtest.readl(table + 16 * vector + 12);
         assert_eq!(control & 1, 1, "vector {vector} is masked after a reset");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The clients of a fault run: some read, one does not until it is let, and each of those
-//! that are left must know all the others in the end.
+//! The clients of a fault test. One of them may be stalled: it does not read for a while. In the
+//! end, each remaining client must know all the others.
 
 #![forbid(unsafe_code)]
 
@@ -9,94 +9,94 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use crate::common::member::Member;
+use crate::common::checked_client::CheckedClient;
 use crate::common::wait_for;
 
 pub(crate) struct Crowd {
     socket: PathBuf,
     vectors: usize,
-    members: Vec<Member>,
-    /// The one that does not read, by its place.
+    clients: Vec<CheckedClient>,
+    /// The index of the client that does not read.
     pub(crate) stalled: Option<usize>,
-    /// Those that the server closed though they had done nothing.
+    /// The number of clients that the server closed although they did nothing wrong.
     dropped: usize,
 }
 
 impl Crowd {
     pub(crate) fn new(socket: &Path, vectors: usize) -> Self {
-        Self { socket: socket.into(), vectors, members: Vec::new(), stalled: None, dropped: 0 }
+        Self { socket: socket.into(), vectors, clients: Vec::new(), stalled: None, dropped: 0 }
     }
 
-    /// One more client, which reads nothing yet.
+    /// Connects one more client, which reads nothing yet.
     pub(crate) fn connect(&mut self) {
         let stream = UnixStream::connect(&self.socket).expect("the server listens");
-        self.members.push(Member::new(stream, self.vectors, false));
+        self.clients.push(CheckedClient::new(stream, self.vectors, false));
     }
 
-    /// One more client; returns when it is greeted, or was turned away.
+    /// Connects one more client. Returns when its greeting is complete or the server refused it.
     #[track_caller]
     pub(crate) fn join(&mut self) {
         self.connect();
-        let newest = self.members.len() - 1;
-        wait_for("the newest client is greeted, or dropped", || {
+        let newest = self.clients.len() - 1;
+        wait_for("the newest client's greeting, or its end", || {
             self.read();
-            let member = &self.members[newest];
-            (member.view().is_welcomed() || member.has_ended()).then_some(())
+            let client = &self.clients[newest];
+            (client.view().is_greeting_complete() || client.has_ended()).then_some(())
         });
     }
 
-    /// All but the stalled one read what there is.
+    /// All clients but the stalled one read all available messages.
     #[track_caller]
     pub(crate) fn read(&mut self) {
-        for (place, member) in self.members.iter_mut().enumerate() {
-            if self.stalled == Some(place) {
+        for (index, client) in self.clients.iter_mut().enumerate() {
+            if self.stalled == Some(index) {
                 continue;
             }
-            if let Err(error) = member.drain() {
-                panic!("client {place}, id {:?}: {error}", member.view().id());
+            if let Err(error) = client.drain() {
+                panic!("client {index}, id {:?}: {error}", client.view().id());
             }
         }
     }
 
-    /// The oldest of the readers that come after `after` hangs up without a word.
-    pub(crate) fn hang_up(&mut self, after: usize) {
-        if after < self.members.len() {
-            drop(self.members.remove(after));
+    /// Closes the connection of the client with the index `after`.
+    pub(crate) fn close_one(&mut self, after: usize) {
+        if after < self.clients.len() {
+            drop(self.clients.remove(after));
         }
     }
 
-    /// The newest client sends something, which is its end.
+    /// The newest client sends data, so the server must close it.
     #[track_caller]
-    pub(crate) fn misbehave(&mut self) {
-        let mut member = self.members.pop().expect("there is one");
-        let _ = member.stream().write_all(b"?");
-        wait_for("the end of a client that said something", || {
-            let result = member.drain();
-            (result.is_err() || member.has_ended()).then_some(())
+    pub(crate) fn send_data(&mut self) {
+        let mut client = self.clients.pop().expect("there is a client");
+        let _ = client.stream().write_all(b"?");
+        wait_for("the end of a client that sent data", || {
+            let result = client.drain();
+            (result.is_err() || client.has_ended()).then_some(())
         });
     }
 
     /// Waits until every client that the server has not closed knows exactly the others.
     #[track_caller]
     pub(crate) fn settle(&mut self) {
-        assert_eq!(self.stalled, None, "settling needs everybody to read");
-        wait_for("each client's view is the roster", || {
+        assert_eq!(self.stalled, None, "all clients must read before they can settle");
+        wait_for("each client's view equals the roster", || {
             self.read();
-            let here = || self.members.iter().filter(|member| !member.has_ended());
-            let ids: BTreeSet<u16> = here().filter_map(|member| member.view().id()).collect();
-            here().all(|member| member.knows_exactly(&ids)).then_some(())
+            let here = || self.clients.iter().filter(|client| !client.has_ended());
+            let ids: BTreeSet<u16> = here().filter_map(|client| client.view().id()).collect();
+            here().all(|client| client.knows_exactly(&ids)).then_some(())
         });
-        let before = self.members.len();
-        self.members.retain(|member| !member.has_ended());
-        self.dropped += before - self.members.len();
+        let before = self.clients.len();
+        self.clients.retain(|client| !client.has_ended());
+        self.dropped += before - self.clients.len();
     }
 
-    /// Those that the server closed though they had done nothing.
+    /// The number of clients that the server closed although they did nothing wrong.
     pub(crate) fn dropped(&self) -> usize {
         self.dropped
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.members.len()
+        self.clients.len()
     }
 }

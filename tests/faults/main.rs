@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Every system call that the server makes, made to fail in turn.
+//! Fault injection: each system call that the server makes fails in turn.
 //!
-//! strace does it, to the real program: at the start, while it serves, at the end. What must
-//! come of each fault is a table (`matrix`). `IVSHMEM_FULL=1` tries each errno at each place;
-//! without it the likely ones, at two.
+//! strace injects the faults into the real program: at the start, while it serves, and during the
+//! stop. The table in `matrix` has the expected result of each fault. `IVSHMEM_FULL=1` tries each
+//! errno at each occurrence of the call; the short form tries the likely errnos at two of them.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,53 +1,52 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is made to fail, with what, and what must come of it.
+//! The table of faults: which calls fail, with which errnos, and the expected result.
 //!
-//! One row is a system call with errnos that it can return, in one phase of the server's
-//! life. The tests hold the table against what the server really calls: a call that is in no
-//! row fails them.
+//! One row is a system call with errnos that it can return, in one phase of the server. The tests
+//! compare the table with the calls that the server really makes, and fail if a call is in no row.
 
 #![forbid(unsafe_code)]
 
 use crate::common::target::Target;
 
-/// When the call is made.
+/// The phase in which the call is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// From the first thing that this program does by itself to its waiting for clients.
+    /// From the program's first own call until it waits for clients.
     Start,
-    /// While clients come, stall and go.
+    /// While clients join, stall and leave.
     Serve,
-    /// From SIGTERM to the end.
+    /// From SIGTERM to the end of the process.
     Stop,
 }
 
-/// What must come of it.
+/// The expected result of the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     /// Start: a clear error, exit code 1, nothing left behind.
     Fails,
-    /// Start and stop: as if nothing had happened.
+    /// Start and stop: the fault has no effect.
     Harmless,
-    /// Start: one of the two above. It depends on what the call was for.
+    /// Start: one of the two above, depending on the purpose of the call.
     FailsOrHarmless,
-    /// Serve: everybody is served, nobody dropped.
-    LosesNobody,
-    /// Serve: the client that was hit may be dropped, no other.
+    /// Serve: all clients are served, and none is dropped.
+    DropsNone,
+    /// Serve: only the client of the failed call may be dropped.
     MayDropOne,
-    /// Serve: the server cannot wait for events any more: a clear error, exit code 1, nothing
-    /// left behind.
+    /// Serve: the server cannot wait for events any more. It gives a clear error and exit code 1,
+    /// and leaves nothing behind.
     Ends,
-    /// Start: fails, or is harmless. Stop: exit code 0. But the thing that could not be removed may stay.
+    /// Start: fails, or is harmless. Stop: exit code 0. The file that could not be removed may remain.
     MayLeaveBehind,
 }
 
 pub(crate) struct Row {
     pub(crate) phase: Phase,
     pub(crate) call: &'static str,
-    /// The first `short` of them are tried in every `make check`.
+    /// The first `short` of them are tried in each `make check`.
     pub(crate) errnos: &'static [&'static str],
     pub(crate) short: usize,
     pub(crate) then: Then,
-    /// What else must fail so that the call is made at all.
+    /// Another fault that is needed before the server makes this call.
     pub(crate) after: Option<&'static str>,
 }
 
@@ -62,30 +61,30 @@ const fn row(
 }
 
 use Phase::{Serve, Start, Stop};
-use Then::{Ends, Fails, FailsOrHarmless, Harmless, LosesNobody, MayDropOne, MayLeaveBehind};
+use Then::{DropsNone, Ends, Fails, FailsOrHarmless, Harmless, MayDropOne, MayLeaveBehind};
 
 #[rustfmt::skip]
 pub(crate) const MATRIX: &[Row] = &[
-    // Waiting for signals, and for events.
+    // Signals and events.
     row(Start, "rt_sigprocmask", Fails, 1, &["EINVAL", "EFAULT"]),
     row(Start, "signalfd4", Fails, 1, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EINVAL"]),
-    // Of open files: it does without. Of a file's size: it must know.
+    // The limit of open files may stay unknown. The limit of file sizes must be known.
     row(Start, "prlimit64", FailsOrHarmless, 1, &["EPERM", "EINVAL", "EFAULT"]),
-    // Before a line is printed.
+    // Called before a line is printed.
     row(Start, "poll", Harmless, 1, &["EINTR", "ENOMEM", "EINVAL", "EFAULT"]),
     row(Start, "epoll_create1", Fails, 1, &["EMFILE", "ENFILE", "ENOMEM", "EINVAL"]),
     row(Start, "timerfd_create", Fails, 1, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EPERM"]),
     row(Start, "eventfd2", Fails, 1, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EINVAL"]),
     row(Start, "epoll_ctl", Fails, 1, &["ENOMEM", "ENOSPC", "EPERM", "EINVAL"]),
-    // The shared memory. What is opened may also be the directory of a left-over socket.
+    // The shared memory. `openat` may also open the directory of a stale socket.
     row(Start, "openat", FailsOrHarmless, 4, &["EMFILE", "EACCES", "ENOENT", "EOPNOTSUPP",
         "EINTR", "EINVAL", "EISDIR", "ELOOP", "ENAMETOOLONG", "ENFILE", "ENOMEM", "ENOSPC",
         "ENOTDIR", "ENXIO", "EPERM", "EROFS", "ETXTBSY", "EBUSY", "EDQUOT", "EEXIST", "EIO"]),
-    // (EAGAIN would say that another server has it, and that one's memory must stay.)
+    // EAGAIN is not tried: it means that another server holds the memory, and then the memory must stay.
     row(Start, "flock", Fails, 2, &["ENOLCK", "EINTR", "EINVAL", "EBADF"]),
     row(Start, "statx", FailsOrHarmless, 2, &["EACCES", "ENOMEM", "EBADF", "EIO", "ELOOP",
         "ENOTDIR"]),
-    // A socket that seems to be gone right after it was bound is left: another's may be there by now.
+    // If the socket seems to be missing right after bind, it is not removed: another server's may be there.
     row(Start, "statx", MayLeaveBehind, 1, &["ENOENT"]),
     row(Start, "fstatfs", Fails, 1, &["EIO", "ENOMEM", "EINTR", "EOVERFLOW", "EBADF"]),
     row(Start, "fallocate", FailsOrHarmless, 4, &["ENOSPC", "EOPNOTSUPP", "EINTR", "EFBIG",
@@ -119,57 +118,57 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Start, "pipe2", Fails, 1, &["EMFILE", "ENFILE"]),
     row(Start, "clone3", FailsOrHarmless, 2, &["EAGAIN", "ENOMEM", "ENOSYS"]),
     row(Start, "read", FailsOrHarmless, 2, &["EIO", "EINTR"]),
-    // Output. With stdout as its way to say that it is ready, the background process fails.
+    // Output. The background process reports on stdout that it is ready, so it fails.
     row(Start, "write", FailsOrHarmless, 2, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO",
         "EBADF", "EDQUOT"]),
     row(Start, "close", FailsOrHarmless, 1, &["EIO", "EINTR", "ENOSPC", "EDQUOT"]),
 
     // Serving: waiting.
-    row(Serve, "poll", LosesNobody, 2, &["EINTR", "ENOMEM", "EINVAL", "EFAULT"]),
-    row(Serve, "epoll_wait", LosesNobody, 1, &["EINTR"]),
+    row(Serve, "poll", DropsNone, 2, &["EINTR", "ENOMEM", "EINVAL", "EFAULT"]),
+    row(Serve, "epoll_wait", DropsNone, 1, &["EINTR"]),
     row(Serve, "epoll_wait", Ends, 1, &["EINVAL", "EBADF", "EFAULT"]),
-    // A client comes.
-    row(Serve, "accept4", LosesNobody, 5, &["EAGAIN", "ECONNABORTED", "ENOMEM", "EINTR",
+    // A client joins.
+    row(Serve, "accept4", DropsNone, 5, &["EAGAIN", "ECONNABORTED", "ENOMEM", "EINTR",
         "ENOBUFS", "EPERM", "EPROTO", "EINVAL", "EOPNOTSUPP", "ENOTSOCK", "EBADF", "EFAULT"]),
     row(Serve, "accept4", MayDropOne, 2, &["EMFILE", "ENFILE"]),
     row(Serve, "eventfd2", MayDropOne, 2, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EINVAL"]),
-    // Whether the newcomer has gone again already.
+    // Called to check whether the new client has already left.
     row(Serve, "recvfrom", MayDropOne, 1, &["ENOMEM", "EINTR", "ECONNRESET", "EINVAL", "EBADF"]),
-    row(Serve, "prlimit64", LosesNobody, 1, &["EFAULT", "EINVAL", "EPERM", "ESRCH"]),
+    row(Serve, "prlimit64", DropsNone, 1, &["EFAULT", "EINVAL", "EPERM", "ESRCH"]),
     row(Serve, "getsockopt", MayDropOne, 1, &["EBADF", "EFAULT", "EINVAL", "ENOPROTOOPT", "ENOTSOCK"]),
     row(Serve, "setsockopt", MayDropOne, 1, &["EBADF", "EFAULT", "EINVAL", "ENOPROTOOPT", "ENOTSOCK",
         "ENOMEM"]),
     row(Serve, "epoll_ctl", MayDropOne, 2, &["ENOMEM", "ENOSPC", "EPERM", "EEXIST", "ENOENT",
         "EINVAL", "EBADF", "ELOOP"]),
-    // Clients are told.
-    row(Serve, "sendmmsg", LosesNobody, 5, &["EAGAIN", "EINTR", "ETOOMANYREFS", "ENOBUFS",
+    // Sending to clients.
+    row(Serve, "sendmmsg", DropsNone, 5, &["EAGAIN", "EINTR", "ETOOMANYREFS", "ENOBUFS",
         "ENOMEM"]),
     row(Serve, "sendmmsg", MayDropOne, 2, &["EPIPE", "ECONNRESET", "EACCES", "EBADF",
         "EDESTADDRREQ", "EFAULT", "EINVAL", "EISCONN", "EMSGSIZE", "ENOTCONN", "ENOTSOCK",
         "EOPNOTSUPP", "EPERM"]),
-    row(Serve, "sendmsg", LosesNobody, 5, &["EAGAIN", "EINTR", "ETOOMANYREFS", "ENOBUFS",
+    row(Serve, "sendmsg", DropsNone, 5, &["EAGAIN", "EINTR", "ETOOMANYREFS", "ENOBUFS",
         "ENOMEM"]),
     row(Serve, "sendmsg", MayDropOne, 2, &["EPIPE", "ECONNRESET", "EACCES", "EBADF",
         "EDESTADDRREQ", "EFAULT", "EINVAL", "EISCONN", "EMSGSIZE", "ENOTCONN", "ENOTSOCK",
         "EOPNOTSUPP", "EPERM"]),
-    // The retry timer: it runs only after something else failed.
+    // The retry timer runs only after another failure.
     Row { after: Some("sendmmsg:error=ETOOMANYREFS:when=1+3"), ..row(Serve, "timerfd_settime",
-        LosesNobody, 1, &["EINVAL", "EBADF", "EFAULT", "ECANCELED"]) },
+        DropsNone, 1, &["EINVAL", "EBADF", "EFAULT", "ECANCELED"]) },
     Row { after: Some("accept4:error=ENOMEM:when=1"), ..row(Serve, "timerfd_settime",
-        LosesNobody, 1, &["EINVAL", "EBADF", "EFAULT", "ECANCELED"]) },
+        DropsNone, 1, &["EINVAL", "EBADF", "EFAULT", "ECANCELED"]) },
     Row { after: Some("accept4:error=ENOMEM:when=1"), ..row(Serve, "read",
-        LosesNobody, 2, &["EAGAIN", "EINTR", "EIO", "ECANCELED", "EINVAL", "EBADF"]) },
-    // The door is not watched for a while, and watched again.
+        DropsNone, 2, &["EAGAIN", "EINTR", "EIO", "ECANCELED", "EINVAL", "EBADF"]) },
+    // The listener is removed from epoll for a while and added again.
     Row { after: Some("accept4:error=ENOMEM:when=1"), ..row(Serve, "epoll_ctl",
         MayDropOne, 1, &["ENOMEM", "ENOENT", "EINVAL", "EBADF"]) },
-    // The spare descriptor is spent, and taken back.
+    // The spare descriptor is used and opened again.
     Row { after: Some("accept4:error=EMFILE:when=1"), ..row(Serve, "eventfd2",
         MayDropOne, 1, &["EMFILE", "ENFILE", "ENOMEM"]) },
-    // A client goes.
-    row(Serve, "shutdown", LosesNobody, 1, &["ENOTCONN", "EINVAL", "EBADF", "ENOTSOCK"]),
-    row(Serve, "close", LosesNobody, 1, &["EIO", "EINTR", "EBADF", "ENOSPC", "EDQUOT"]),
-    // Somebody has closed the other end of stdout, or its file system is full.
-    row(Serve, "write", LosesNobody, 2, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO", "EBADF",
+    // A client leaves.
+    row(Serve, "shutdown", DropsNone, 1, &["ENOTCONN", "EINVAL", "EBADF", "ENOTSOCK"]),
+    row(Serve, "close", DropsNone, 1, &["EIO", "EINTR", "EBADF", "ENOSPC", "EDQUOT"]),
+    // The reader of stdout has closed it, or its file system is full.
+    row(Serve, "write", DropsNone, 2, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO", "EBADF",
         "EDQUOT", "EFBIG"]),
 
     // Stopping.
@@ -184,26 +183,26 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Stop, "flock", Harmless, 1, &["EBADF", "ENOLCK", "EINTR"]),
 ];
 
-/// Calls that are not made to fail, and why.
+/// Calls that are not tested, with the reason.
 pub(crate) const EXEMPT: &[(&str, &str)] = &[
-    ("brk", "the allocator's: a Rust program ends when it has no memory"),
-    ("mmap", "the allocator's: a Rust program ends when it has no memory"),
-    ("mremap", "the allocator's: a Rust program ends when it has no memory"),
-    ("munmap", "the allocator's: nothing depends on it"),
-    ("madvise", "the allocator's: nothing depends on it"),
+    ("brk", "the allocator's; a Rust program aborts without memory"),
+    ("mmap", "the allocator's; a Rust program aborts without memory"),
+    ("mremap", "the allocator's; a Rust program aborts without memory"),
+    ("munmap", "the allocator's; nothing depends on it"),
+    ("madvise", "the allocator's; nothing depends on it"),
     ("getrandom", "the C library's, for its allocator"),
     ("sigaltstack", "the Rust runtime's"),
     ("rt_sigaction", "the Rust runtime's"),
     ("mprotect", "the Rust runtime's"),
     ("rt_sigreturn", "it returns from a signal"),
-    ("restart_syscall", "a wait that the tracer interrupted goes on"),
+    ("restart_syscall", "it continues a wait that the tracer interrupted"),
     ("exit_group", "it does not return"),
     ("geteuid", "it cannot fail"),
     ("getpid", "it does not fail"),
-    ("fcntl(F_GETFD)", "std looks at what it closes, in debug builds only"),
+    ("fcntl(F_GETFD)", "std checks descriptors before it closes them, in debug builds only"),
 ];
 
-/// Whether a C program makes this call by itself: its loop waits, and its stdout is its own.
+/// Whether the C program makes this call itself: its loop waits, and it prints to its own stdout.
 pub(crate) fn is_callers(target: Target, call: &str) -> bool {
     target == Target::SelectLoop && ["pselect6", "rt_sigprocmask", "write"].contains(&call)
 }
@@ -213,13 +212,13 @@ pub(crate) fn rows(phase: Phase, call: &str) -> Vec<&'static Row> {
     MATRIX.iter().filter(|row| row.phase == phase && row.call == call).collect()
 }
 
-/// Whether the whole table is to be tried, every call at every place.
+/// Whether the whole table is tried, each call at each occurrence.
 pub(crate) fn is_full() -> bool {
     std::env::var_os("IVSHMEM_FULL").is_some_and(|value| value != "0")
 }
 
 impl Row {
-    /// The errnos to be tried in this run.
+    /// The errnos that this run tries.
     pub(crate) fn errnos(&self) -> &'static [&'static str] {
         if is_full() { self.errnos } else { &self.errnos[..self.short] }
     }

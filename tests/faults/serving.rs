@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Faults while clients come, stall and go, and at the end.
+//! Faults while clients join, stall and leave, and during the stop.
 
 #![forbid(unsafe_code)]
 
@@ -20,14 +20,14 @@ use crate::strace::{self, Attached};
 
 on_each_server! {
     the_matrix_has_every_call_that_is_made_while_serving,
-    one_call_that_fails_while_serving_hurts_nobody_else,
-    exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over,
+    one_failed_call_while_serving_affects_no_other_client,
+    exhaustion_that_lasts_causes_no_spin_and_ends_with_its_cause,
 }
 
-/// With five newcomers this is more than the 278 messages that a socket holds.
+/// With five new clients these are more than the 278 messages that a socket holds.
 const VECTORS: u16 = 64;
 
-/// A server for one case after the other, and how many descriptors it has with no client.
+/// A server for several cases, and the number of its descriptors without a client.
 struct Subject {
     target: Target,
     daemon: Daemon,
@@ -36,7 +36,7 @@ struct Subject {
 
 impl Subject {
     fn new(target: Target) -> Self {
-        // An unprivileged one with a small limit makes more calls: so that all it has in flight fits.
+        // An unprivileged server with a small limit makes more calls, to limit the descriptors in flight.
         let mut builder = target.builder().vectors(VECTORS).descriptors(1024);
         if geteuid().is_root() {
             builder = builder.unprivileged();
@@ -46,7 +46,7 @@ impl Subject {
         Self { target, daemon, idle }
     }
 
-    /// Two clients, of whom the second stops reading; both are served before the fault.
+    /// Connects two clients and serves both before the fault. Then the second one stops reading.
     fn crowd(&self) -> Crowd {
         let mut crowd = Crowd::new(self.daemon.socket_path(), VECTORS.into());
         crowd.join();
@@ -56,25 +56,26 @@ impl Subject {
         crowd
     }
 
-    /// Everybody leaves; all descriptors are back but those whose close was made to fail.
+    /// All clients leave. Checks that the server has closed all their descriptors, except those whose close failed.
     #[track_caller]
-    fn empty(&mut self, crowd: Crowd, leaked: usize, what: &str) {
+    fn remove_all(&mut self, crowd: Crowd, leaked: usize, what: &str) {
         drop(crowd);
         let most = self.idle + leaked;
-        wait_for(&format!("{what}: at most {most} descriptors once all have left"), || {
-            (self.daemon.open_fds() <= most).then_some(())
-        });
+        wait_for(
+            &format!("{what}: at most {most} descriptors after all clients have left"),
+            || (self.daemon.open_fds() <= most).then_some(()),
+        );
         self.idle = self.daemon.open_fds();
         self.daemon.assert_running();
     }
 }
 
-/// Everything that the server does while it serves.
+/// Plays all kinds of client actions, so that the server makes all its calls.
 fn history(crowd: &mut Crowd) {
     crowd.join();
     crowd.join();
-    crowd.misbehave();
-    crowd.hang_up(2);
+    crowd.send_data();
+    crowd.close_one(2);
     for _ in 0..5 {
         crowd.join();
     }
@@ -82,7 +83,7 @@ fn history(crowd: &mut Crowd) {
     crowd.settle();
 }
 
-/// The calls that an undisturbed history makes, by name, with how many there are.
+/// The number of calls by name that the history makes without a fault.
 fn undisturbed(target: Target) -> BTreeMap<String, usize> {
     let mut subject = Subject::new(target);
     let mut crowd = subject.crowd();
@@ -90,7 +91,7 @@ fn undisturbed(target: Target) -> BTreeMap<String, usize> {
     history(&mut crowd);
     let log = attached.detach();
     assert_eq!(crowd.dropped(), 0);
-    subject.empty(crowd, 0, "undisturbed");
+    subject.remove_all(crowd, 0, "undisturbed");
     let mut counts = BTreeMap::new();
     for call in strace::calls(&log) {
         *counts.entry(call.name).or_default() += 1;
@@ -111,7 +112,7 @@ fn the_matrix_has_every_call_that_is_made_while_serving(target: Target) {
     }
 }
 
-/// Plays the history with one fault in it; how many faults there really were.
+/// Plays the history with one fault. Returns how often the fault was injected.
 #[track_caller]
 fn serve_with(subject: &mut Subject, row: &Row, errno: &str, when: usize) -> usize {
     let fault = format!("{}:error={errno}:when={when}", row.call);
@@ -121,7 +122,7 @@ fn serve_with(subject: &mut Subject, row: &Row, errno: &str, when: usize) -> usi
     let before = crowd.len();
     let attached = Attached::to(subject.daemon.pid(), &faults);
     if row.then == Then::Ends {
-        // It may have ended already: tracing it ends a wait, and the next one failed.
+        // The server may have ended already: attaching strace ends a wait, and the next wait fails.
         let _ = UnixStream::connect(subject.daemon.socket_path());
         let status = subject.daemon.wait();
         assert_eq!(status.code(), Some(1), "{faults}: {status}");
@@ -144,17 +145,17 @@ fn serve_with(subject: &mut Subject, row: &Row, errno: &str, when: usize) -> usi
     let dropped = crowd.dropped();
     let allowed = if row.then == Then::MayDropOne { strace::injected(&log) } else { 0 };
     assert!(dropped <= allowed, "{faults}: {dropped} clients dropped\n{}", subject.daemon.output());
-    // The calls work again: so does everything else.
+    // The calls work again, so a new client must be served.
     crowd.join();
     crowd.settle();
     assert_eq!(crowd.dropped(), dropped, "{faults}: a client dropped after the fault");
-    assert_eq!(crowd.len(), before + 6 - dropped, "{faults}: clients that are here");
+    assert_eq!(crowd.len(), before + 6 - dropped, "{faults}: connected clients");
     let leaked = if row.call == "close" { hits } else { 0 };
-    subject.empty(crowd, leaked, &faults);
+    subject.remove_all(crowd, leaked, &faults);
     hits
 }
 
-fn one_call_that_fails_while_serving_hurts_nobody_else(target: Target) {
+fn one_failed_call_while_serving_affects_no_other_client(target: Target) {
     let counts = undisturbed(target);
     let mut subject = Subject::new(target);
     let mut sum = 0;
@@ -179,7 +180,7 @@ fn one_call_that_fails_while_serving_hurts_nobody_else(target: Target) {
     subject.daemon.stop();
 }
 
-/// Exhaustion that lasts: the fault, and how many newcomers may be dropped.
+/// Faults that last, with the number of new clients that may be dropped.
 const LASTING: &[(&str, usize)] = &[
     ("accept4:error=ENOMEM:when=1+", 0),
     ("accept4:error=ENFILE:when=1+", 0),
@@ -197,7 +198,7 @@ const LASTING: &[(&str, usize)] = &[
     ("write:error=ENOSPC:when=1+", 0),
 ];
 
-fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over(target: Target) {
+fn exhaustion_that_lasts_causes_no_spin_and_ends_with_its_cause(target: Target) {
     let mut subject = Subject::new(target);
     for &(faults, allowed) in LASTING {
         if faults.split(':').next().is_some_and(|call| matrix::is_callers(target, call)) {
@@ -211,7 +212,7 @@ fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over(target: Targe
             crowd.connect();
         }
         wait_for("faults", || (strace::injected(&attached.log()) >= 3).then_some(()));
-        // What a timer repeats comes every 10 ms, and some 10 calls at a time; a spin would be thousands.
+        // The timer repeats every 10 ms and causes about 10 calls; a busy loop would make thousands.
         let (start, before) = (Instant::now(), attached.log().lines().count());
         std::thread::sleep(Duration::from_millis(200));
         let made = attached.log().lines().count() - before;
@@ -220,7 +221,8 @@ fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over(target: Targe
         let log = attached.detach();
         crowd.settle();
         let output = subject.daemon.output();
-        // Whoever finds no descriptor accepts once more, to close that one. Where strace let go between the two, it could.
+        // Without a free descriptor the server calls accept4 a second time, to refuse the client. If strace detached
+        // between the two calls, the second one succeeds.
         let full = |line: &&str| {
             line.starts_with("accept4") && (line.contains("EMFILE") || line.contains("ENFILE"))
         };
@@ -229,13 +231,13 @@ fn exhaustion_that_lasts_spins_nowhere_and_is_over_when_it_is_over(target: Targe
         let dropped = crowd.dropped();
         crowd.join();
         crowd.settle();
-        assert_eq!(crowd.dropped(), dropped, "{faults}: a client dropped after it was over");
-        subject.empty(crowd, 0, faults);
+        assert_eq!(crowd.dropped(), dropped, "{faults}: a client dropped after the fault ended");
+        subject.remove_all(crowd, 0, faults);
     }
     subject.daemon.stop();
 }
 
-/// SIGTERM with a client connected, under `faults`; strace's log.
+/// Sends SIGTERM to a server with a connected client, under `faults`. Returns strace's log.
 #[track_caller]
 fn stop_with(faults: &str, leaves: bool) -> String {
     println!("stopping with {faults}");
@@ -248,8 +250,8 @@ fn stop_with(faults: &str, leaves: bool) -> String {
     assert_eq!(status.code(), Some(0), "{faults}: {status}\n{}", daemon.output());
     let left = [daemon.socket_path(), daemon.shm_path()].map(|path| path.exists());
     assert!(leaves || left == [false; 2], "{faults}: socket, memory left behind: {left:?}");
-    assert_ne!(left, [true; 2], "{faults}: one fault, and both are left");
-    wait_for("the client sees the end", || {
+    assert_ne!(left, [true; 2], "{faults}: one fault, but both are left behind");
+    wait_for("the end of the client's connection", || {
         crowd.read();
         crowd.settle();
         (crowd.len() == 0).then_some(())
@@ -258,12 +260,12 @@ fn stop_with(faults: &str, leaves: bool) -> String {
 }
 
 #[test]
-fn one_call_that_fails_at_the_end_is_still_a_clean_exit() {
+fn one_failed_call_during_the_stop_still_gives_exit_code_0() {
     let calls = strace::calls(&stop_with("", false));
     for row in MATRIX.iter().filter(|row| row.phase == Phase::Stop) {
         let made = calls.iter().any(|call| call.name == row.call);
-        // The wait that SIGTERM ends may have begun before it could be traced.
-        assert!(made || row.call == "epoll_wait", "no {} at the end", row.call);
+        // The wait that SIGTERM ends may have begun before strace attached.
+        assert!(made || row.call == "epoll_wait", "no {} during the stop", row.call);
     }
     let mut sum = 0;
     for call in &calls {
@@ -277,6 +279,6 @@ fn one_call_that_fails_at_the_end_is_still_a_clean_exit() {
             }
         }
     }
-    println!("{sum} faults at the end");
-    assert!(sum > 5, "{sum} faults at the end");
+    println!("{sum} faults during the stop");
+    assert!(sum > 5, "{sum} faults during the stop");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Faults on the way to the first client: either a clear error, exit code 1 and no trace, or
-//! a server that is as good as any.
+//! Faults during the start: the result is either a clear error, exit code 1 and no files left
+//! behind, or a server that works normally.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use crate::crowd::Crowd;
 use crate::matrix::{self, MATRIX, Phase, Row, Then};
 use crate::strace::{self, Call};
 
-/// Ways to start, which make different calls.
+/// Ways to start the server. They make different calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// POSIX shared memory.
@@ -29,19 +29,19 @@ enum Way {
     Directory,
     /// A sealed memfd, and the socket's mode set.
     Sealed,
-    /// Where a killed server has left its socket.
+    /// With the stale socket of a killed server.
     Leftover,
-    /// As the background process, told so by the option that the program tells itself.
+    /// As the background process, by the internal option `--detached`.
     Background,
-    /// The process that starts the one in the background, and that one untouched.
+    /// Faults in the process that starts the background process, not in the background process.
     Launch,
 }
 
-/// A place for one start, and for everything that could be left behind.
+/// The directories and the memory name of one start, which show what the server leaves behind.
 struct Place {
-    /// Nothing but what the server makes.
+    /// Has only files that the server makes.
     dir: TempDir,
-    /// What the test makes.
+    /// Has the files of the test.
     notes: TempDir,
     shm: PathBuf,
 }
@@ -53,7 +53,7 @@ impl Place {
         let shm = Path::new("/dev/shm").join(dir.path().file_name().expect("it has a name"));
         let place = Self { dir, notes, shm };
         if way == Way::Leftover {
-            drop(UnixListener::bind(place.socket()).expect("a socket to be left over"));
+            drop(UnixListener::bind(place.socket()).expect("a stale socket"));
         }
         place
     }
@@ -70,7 +70,7 @@ impl Place {
         self.notes.path().join(name)
     }
 
-    /// What is there that a server has made.
+    /// The files that the server has left.
     fn left(&self, way: Way) -> BTreeSet<PathBuf> {
         let entries = fs::read_dir(self.dir.path()).expect("our own directory");
         let mut left: BTreeSet<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
@@ -110,7 +110,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // A background process that a failed test leaves; its own end removes the file.
+        // Kills a background process that a failed test left. A normal end removes the pid file.
         if let Ok(pid) = text_of(&self.pid_file()).trim().parse() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -118,7 +118,7 @@ impl Drop for Place {
     }
 }
 
-/// Ends with the test.
+/// A process that is killed when this value is dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -128,24 +128,31 @@ impl Drop for Killed {
     }
 }
 
-/// Starts, and finds out what came of it: the log of strace's, and whether it served. Panics
-/// if it is neither of the two that are allowed. Nothing must be left behind, but for the socket where it `leaves` one.
+/// Starts the server under `faults`. Returns strace's log and whether the server served. Panics if
+/// it neither serves nor fails with a clear error, or if it leaves files behind. If `leaves` is
+/// true, it may leave its socket.
 #[track_caller]
 fn start_with(way: Way, faults: &str, leaves: bool) -> (String, bool) {
     println!("starting {way:?} with {faults}");
     let place = Place::new(way);
     let mut child = Killed(place.start(way, faults));
-    let served = wait_for("the server serves, or ends", || {
+    let served = wait_for("the server serves or ends", || {
         match child.0.try_wait().expect("waitpid works") {
             Some(status) if way == Way::Launch && status.success() => Some(true),
             Some(status) => {
                 let said = text_of(&place.note("stderr"));
                 assert_eq!(status.code(), Some(1), "{way:?}, {faults}: {status}\n{said}");
                 assert!(said.starts_with("ivshmem-server: "), "{way:?}, {faults}: {said:?}");
-                // What the launcher waits for.
+                // The launcher waits for this output.
                 let ready = !text_of(&place.note("stdout")).is_empty();
-                assert!(way != Way::Background || !ready, "{faults}: failed when it was ready");
-                assert!(said.len() > 40, "{way:?}, {faults}: an error that says little: {said:?}");
+                assert!(
+                    way != Way::Background || !ready,
+                    "{faults}: failed after it reported that it was ready"
+                );
+                assert!(
+                    said.len() > 40,
+                    "{way:?}, {faults}: an error with too little text: {said:?}"
+                );
                 Some(false)
             }
             None => (way != Way::Launch && is_served(&place)).then_some(true),
@@ -170,7 +177,7 @@ fn start_with(way: Way, faults: &str, leaves: bool) -> (String, bool) {
             assert_eq!(status.code(), Some(0), "{way:?}, {faults}: {status}");
         }
     }
-    // The launcher does not wait for a background process that fails after it.
+    // The launcher does not wait for the end of a background process that fails later.
     wait_for(&format!("{way:?}, {faults}: nothing is left behind"), || {
         let mut left = place.left(way);
         if leaves {
@@ -185,15 +192,15 @@ fn panic_with(left: &BTreeSet<PathBuf>, faults: &str) -> ! {
     panic!("{faults}: left behind: {left:?}")
 }
 
-/// Whether all is done that it does before it waits for clients, found without connecting.
+/// Whether the server has begun to wait for clients. Does not connect to it.
 fn is_served(place: &Place) -> bool {
     text_of(&place.note("log")).contains("\nepoll_wait(")
 }
 
-/// What the program does by itself, from after the loader and the runtime to its first wait.
+/// The program's own calls, from the end of the loader and the runtime to the first wait.
 fn own_calls(way: Way) -> Vec<Call> {
     let (log, served) = start_with(way, "", false);
-    assert!(served, "{way:?} starts when nothing fails");
+    assert!(served, "{way:?} must start without faults");
     let (first, last) = match way {
         Way::Launch => ("readlink(\"/proc/self/exe\"", "exit_group"),
         _ => ("rt_sigprocmask(SIG_BLOCK, [INT TERM]", "accept4("),
@@ -207,26 +214,26 @@ fn own_calls(way: Way) -> Vec<Call> {
     calls[find(first)..find(last)].iter().filter(own).cloned().collect()
 }
 
-/// Whether two runs of the program make the same calls in the same places up to here.
-fn is_at_its_place(log: &str, call: &Call, errno: &str) -> bool {
+/// Whether exactly one call was injected, and it is the expected one.
+fn was_injected(log: &str, call: &Call, errno: &str) -> bool {
     let name = call.line.split('(').next().unwrap_or_default();
     let hits = || strace::calls(log).into_iter().filter(|call| call.line.contains("(INJECTED)"));
     hits().count() == 1 && hits().all(|hit| hit.line.starts_with(name) && hit.line.contains(errno))
 }
 
-fn judge(way: Way, call: &Call, row: &Row, errno: &str) {
+fn check(way: Way, call: &Call, row: &Row, errno: &str) {
     let name = call.line.split('(').next().unwrap_or_default();
     let faults = format!("{name}:error={errno}:when={}", call.ordinal);
     let (log, served) = start_with(way, &faults, row.then == Then::MayLeaveBehind);
-    assert!(is_at_its_place(&log, call, errno), "{way:?}, {faults}: was not injected\n{log}");
+    assert!(was_injected(&log, call, errno), "{way:?}, {faults}: was not injected\n{log}");
     match row.then {
-        Then::Fails => assert!(!served, "{way:?}: starts in spite of {faults}: {}", call.line),
+        Then::Fails => assert!(!served, "{way:?}: starts despite {faults}: {}", call.line),
         Then::Harmless => assert!(served, "{way:?}: ended by {faults}: {}", call.line),
         _ => {}
     }
 }
 
-/// Tries the faults of one way to start.
+/// Tries all faults of one way to start.
 fn try_all(way: Way) {
     let mut sum = 0;
     for call in own_calls(way) {
@@ -236,13 +243,13 @@ fn try_all(way: Way) {
             || (way == Way::Launch && call.name == "rt_sigprocmask");
         assert!(exempt || !rows.is_empty(), "in no row of the matrix: {}", call.line);
         for row in rows.into_iter().filter(|_| !exempt) {
-            // In the short form the other ways are only looked at where they differ.
+            // In the short form, the other ways try only one errno per call.
             let errnos = match matrix::is_full() || way == Way::Named {
                 true => row.errnos(),
                 false => &row.errnos()[..1],
             };
             for errno in errnos {
-                judge(way, &call, row, errno);
+                check(way, &call, row, errno);
                 sum += 1;
             }
         }
@@ -259,7 +266,7 @@ macro_rules! tests {
         })*
 
         #[test]
-        fn each_call_of_the_matrix_is_made_in_some_way_to_start() {
+        fn each_start_row_of_the_matrix_names_a_call_that_a_start_makes() {
             let calls = [$($way),*].into_iter().flat_map(own_calls);
             let made: BTreeSet<String> = calls.map(|call| call.name).collect();
             for row in MATRIX.iter().filter(|row| row.phase == Phase::Start) {
@@ -279,7 +286,7 @@ tests! {
 }
 
 #[test]
-fn an_error_that_nobody_can_read_is_still_exit_code_1() {
+fn an_error_that_cannot_be_printed_still_gives_exit_code_1() {
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let mut command = Command::new(program());
     command.args(["-F", "-S", "/nonexistent/socket", "--memfd"]).stdin(Stdio::null());
@@ -287,9 +294,9 @@ fn an_error_that_nobody_can_read_is_still_exit_code_1() {
     assert_eq!(status.code(), Some(1), "{status}");
 }
 
-/// Whoever counts its descriptors as soon as it listens counts right.
+/// So tests can count a server's descriptors as soon as it listens.
 #[test]
-fn a_server_that_listens_has_all_its_descriptors() {
+fn a_server_opens_all_its_descriptors_before_it_listens() {
     for way in [Way::Named, Way::Directory, Way::Sealed, Way::Leftover] {
         let calls = own_calls(way);
         let listens = calls.iter().position(|call| call.name == "listen").expect("it listens");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! strace(1), which makes system calls fail, and tells which were made.
+//! strace(1): injects faults into system calls and logs the calls.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::common::{find_in_path, text_of, wait_for, wait_for_exit};
 
-/// One call that was made: what it is called here, and the how manyth of its kind it was.
+/// One logged call: its name in the matrix, its ordinal among the calls of the same kind, and its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
     pub(crate) name: String,
@@ -23,7 +23,7 @@ pub(crate) struct Call {
     pub(crate) line: String,
 }
 
-/// The calls in a log of strace's.
+/// Parses the calls in a log of strace.
 pub(crate) fn calls(log: &str) -> Vec<Call> {
     let mut counts = HashMap::new();
     let lines = log.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
@@ -32,7 +32,7 @@ pub(crate) fn calls(log: &str) -> Vec<Call> {
             let (name, arguments) = line.split_once('(').unwrap_or((line, ""));
             let ordinal: &mut usize = counts.entry(name.to_owned()).or_default();
             *ordinal += 1;
-            // fcntl is a family.
+            // The matrix has separate rows for the commands of fcntl.
             let name = match (name, arguments.split([',', ')']).nth(1)) {
                 ("fcntl", Some(command)) => format!("fcntl({})", command.trim()),
                 _ => name.to_owned(),
@@ -42,7 +42,7 @@ pub(crate) fn calls(log: &str) -> Vec<Call> {
         .collect()
 }
 
-/// How many calls were made to fail.
+/// The number of injected faults in a log.
 pub(crate) fn injected(log: &str) -> usize {
     log.matches("(INJECTED)").count()
 }
@@ -52,7 +52,7 @@ fn strace() -> PathBuf {
         .expect("strace is not installed: as root, apt-get install strace (Debian package strace)")
 }
 
-/// strace's arguments for a fault: `CALL:error=ERRNO:when=N`, several with a space between.
+/// strace's arguments for faults of the form `CALL:error=ERRNO:when=N`, separated by spaces.
 fn inject(faults: &str) -> Vec<String> {
     let mut arguments = Vec::new();
     for fault in faults.split_whitespace() {
@@ -62,14 +62,14 @@ fn inject(faults: &str) -> Vec<String> {
     arguments
 }
 
-/// A command that runs `program` as its own process, with strace as a by-stander.
+/// A command that runs `program` directly as the child, with strace as a separate process (-D).
 pub(crate) fn command(log: &Path, faults: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(strace());
     command.args(["-D", "-o"]).arg(log).args(inject(faults)).arg(program);
     command
 }
 
-/// The log of a `command` that has ended, whole.
+/// The complete log of a `command` that has ended.
 pub(crate) fn finished_log(log: &Path) -> String {
     wait_for("the end of strace's log", || {
         let text = text_of(log);
@@ -78,7 +78,7 @@ pub(crate) fn finished_log(log: &Path) -> String {
     })
 }
 
-/// A strace on a running process, gone when dropped.
+/// A strace that is attached to a running process. It is killed when this value is dropped.
 pub(crate) struct Attached {
     dir: TempDir,
     child: Child,
@@ -86,7 +86,7 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// Attaches; from here on the calls of `pid` are counted, and fail as told.
+    /// Attaches strace to `pid`. From now on it counts the calls and injects `faults`.
     #[track_caller]
     pub(crate) fn to(pid: Pid, faults: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -110,40 +110,41 @@ impl Attached {
         attached
     }
 
-    /// What it saw until now; a line may be missing at the end.
+    /// The log so far. The last line may be incomplete.
     pub(crate) fn log(&self) -> String {
         text_of(&self.dir.path().join("log"))
     }
 
-    /// Lets the process go, and returns all that was seen.
+    /// Detaches strace and returns the complete log.
     pub(crate) fn detach(mut self) -> String {
         self.end();
         fs::read_to_string(self.dir.path().join("log")).expect("strace wrote a log")
     }
 
     fn end(&mut self) {
-        // A call to be failed is first made to be no call, and is given its error when it returns. Whoever lets go in
-        // between leaves it with ENOSYS. So the process is to be stopped, which it is where it makes no call.
-        let stopped = self.is_at_it() && kill(self.pid, Signal::SIGSTOP).is_ok();
+        // strace injects a fault in two steps: it first replaces the call with an invalid one, and sets the error when
+        // that returns. If it detaches in between, the process gets ENOSYS. So the process is stopped first: a stopped
+        // process is not inside a call.
+        let stopped = self.is_tracing() && kill(self.pid, Signal::SIGSTOP).is_ok();
         if stopped {
             wait_for("strace sees the process stopped, or its end", || {
                 let stopped = self.log().contains("--- stopped by SIGSTOP ---");
-                (stopped || !self.is_at_it()).then_some(())
+                (stopped || !self.is_tracing()).then_some(())
             });
         }
         if let Ok(pid) = i32::try_from(self.child.id()) {
-            // It has ended by itself if the process has.
+            // strace has ended by itself if the process has ended.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         wait_for_exit(&mut self.child, "strace");
         if stopped {
-            // It may have come to its end.
+            // The process may have ended.
             let _ = kill(self.pid, Signal::SIGCONT);
         }
     }
 
-    /// Whether it still traces the process, which so can be no other with its number.
-    fn is_at_it(&self) -> bool {
+    /// Whether strace still traces the process. While it does, the process id cannot belong to another process.
+    fn is_tracing(&self) -> bool {
         let status = text_of(Path::new(&format!("/proc/{}/status", self.pid)));
         status.contains(&format!("\nTracerPid:\t{}\n", self.child.id()))
     }

@@ -1,33 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Some time in the life of several servers: churn, stalls, slow readers, clients that are
-//! killed, hostile ones, descriptors that run out, servers that are killed.
+//! A soak test of several servers: churn, stalls, slow readers, killed clients, hostile clients,
+//! servers without free descriptors, and killed servers.
 //!
-//! Every client judges each message that it hears; at each checkpoint all of them read all,
-//! and then each one's view is the roster. `SOAK_SECONDS` says how long (`make soak`: some
-//! minutes), `SOAK_SEED` which history: the seed is printed, and gives the same one again.
+//! Each client checks each message that it receives. At each checkpoint all clients read all
+//! messages, and then each view must equal the roster. `SOAK_SECONDS` is the duration (`make
+//! soak`: some minutes). `SOAK_SEED` selects the pseudo-random actions; the seed is printed, and the
+//! same seed repeats them.
 
 #[path = "../common/mod.rs"]
 mod common;
-mod world;
+mod scenario;
 
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::member::{Heard, Member};
+use common::checked_client::{CheckedClient, Received};
 use common::target::Target;
-use world::World;
+use scenario::Scenario;
 
-/// Tells the child what to be: `VECTORS:SOCKET`.
+/// The variable that tells a child process its server, as `VECTORS:SOCKET`.
 const CHILD: &str = "IVSHMEM_SOAK_CHILD";
 
-/// Things that happen between two checkpoints.
+/// The number of actions between two checkpoints.
 const ROUND: usize = 150;
 
-/// Checkpoints in the life of a server, about. It may then be killed.
+/// About how many checkpoints a server sees before it is killed.
 const LIFE: u64 = 20;
 
-/// The pseudo-random numbers of SplitMix64.
+/// Pseudo-random numbers by the SplitMix64 algorithm.
 struct Random(u64);
 
 impl Random {
@@ -40,28 +41,28 @@ impl Random {
     }
 }
 
-/// What happened.
+/// The counts of all actions and checks.
 #[derive(Debug, Default)]
 struct Sum {
     joins: u64,
     leaves: u64,
     kills: u64,
     hostile: u64,
-    squeezes: u64,
+    limits: u64,
     refused: u64,
     servers: u64,
-    /// Heard, and judged, by clients in this process.
+    /// Messages that clients in this process received and checked.
     messages: u64,
-    /// Views held against the roster.
+    /// Views that were compared with the roster.
     compared: u64,
     checkpoints: u64,
 }
 
 on_each_server! {
-    churn_stalls_and_kills_leave_every_view_right,
+    after_churn_stalls_and_kills_every_view_is_correct,
 }
 
-fn churn_stalls_and_kills_leave_every_view_right(target: Target) {
+fn after_churn_stalls_and_kills_every_view_is_correct(target: Target) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
     let seconds = number("SOAK_SECONDS").unwrap_or(6);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
@@ -71,48 +72,48 @@ fn churn_stalls_and_kills_leave_every_view_right(target: Target) {
     let mut random = Random(seed);
     let mut sum = Sum::default();
     let vectors = [1, 4, 64];
-    let mut worlds = vectors.map(|vectors| World::new(target, vectors));
+    let mut scenarios = vectors.map(|vectors| Scenario::new(target, vectors));
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(seconds) {
         for _ in 0..ROUND {
-            let which = random.below(worlds.len() as u64) as usize;
-            worlds[which].act(&mut random, &mut sum);
+            let which = random.below(scenarios.len() as u64) as usize;
+            scenarios[which].act(&mut random, &mut sum);
         }
-        for world in &mut worlds {
-            world.check(&mut sum);
+        for scenario in &mut scenarios {
+            scenario.check(&mut sum);
         }
         sum.checkpoints += 1;
         if random.below(LIFE / 3) == 0 {
-            let which = random.below(worlds.len() as u64) as usize;
-            let next = World::new(target, vectors[which]);
-            std::mem::replace(&mut worlds[which], next).kill(&mut sum);
+            let which = random.below(scenarios.len() as u64) as usize;
+            let next = Scenario::new(target, vectors[which]);
+            std::mem::replace(&mut scenarios[which], next).kill(&mut sum);
         }
     }
-    for world in worlds {
-        world.end(&mut sum);
+    for scenario in scenarios {
+        scenario.end(&mut sum);
     }
     println!("{target:?}, {:.0?}: {sum:?}", start.elapsed());
-    let Sum { joins, leaves, kills, hostile, squeezes, messages, compared, .. } = sum;
-    let least = [joins, leaves, kills, hostile, squeezes, messages, compared].into_iter().min();
-    assert!(least > Some(0), "something never happened: {sum:?}");
+    let Sum { joins, leaves, kills, hostile, limits, messages, compared, .. } = sum;
+    let least = [joins, leaves, kills, hostile, limits, messages, compared].into_iter().min();
+    assert!(least > Some(0), "a kind of action never happened: {sum:?}");
 }
 
 #[test]
-#[ignore = "the soak starts it, as a process to be killed"]
-fn as_a_child_be_a_client() {
-    let role = std::env::var(CHILD).expect("what to be");
+#[ignore = "the soak test starts this as a child process and kills it"]
+fn client_in_a_child_process() {
+    let role = std::env::var(CHILD).expect("the parent sets the variable");
     let (vectors, socket) = role.split_once(':').expect("VECTORS:SOCKET");
     let stream = UnixStream::connect(socket).expect("the server listens");
-    let mut member = Member::new(stream, vectors.parse().expect("a number"), false);
+    let mut client = CheckedClient::new(stream, vectors.parse().expect("a number"), false);
     let mut random = Random(std::process::id().into());
     loop {
-        match member.hear(1 + random.below(600) as usize) {
-            Ok(Heard::Bytes(_)) => {}
-            Ok(Heard::Nothing) => thread::sleep(Duration::from_millis(1 + random.below(20))),
-            // The server was killed, or had no descriptors left; its clients' views are judged
-            // by those that stay. Whoever started this one kills it.
-            Ok(Heard::End) => thread::sleep(Duration::from_secs(1)),
-            Err(error) => panic!("{error}: {:?}", member.view()),
+        match client.receive(1 + random.below(600) as usize) {
+            Ok(Received::Bytes(_)) => {}
+            Ok(Received::Nothing) => thread::sleep(Duration::from_millis(1 + random.below(20))),
+            // The server was killed or had no free descriptor. This process waits until its parent
+            // kills it.
+            Ok(Received::End) => thread::sleep(Duration::from_secs(1)),
+            Err(error) => panic!("{error}: {:?}", client.view()),
         }
     }
 }

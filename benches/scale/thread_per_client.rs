@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The clients, each read by a thread of its own, which sleeps until something comes.
+//! The clients, each read by its own thread, which sleeps until a message comes.
 //!
-//! So it is with virtual machines, each of which is a process: telling a client that sleeps is
-//! to wake it, and that costs the server as much as the message does. Here is where it shows
-//! that those who come together are told of together.
+//! This is like virtual machines, which are separate processes. A message to a sleeping client must
+//! wake it, which costs the server as much as the message itself. So this measurement shows the
+//! benefit of broadcasting simultaneous joins together.
 
 #![forbid(unsafe_code)]
 
@@ -16,14 +16,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::book::{self, Book, SILENCE, Times, answer};
 use crate::process::Failure;
+use crate::progress::{self, Progress, SILENCE, Times, answer};
 use crate::sys::{self, Wait};
 
-/// Messages that all threads together have read.
+/// The number of messages that all threads together have read.
 static GOT: AtomicU64 = AtomicU64::new(0);
 
-/// The thread of a client needs little.
+/// The stack size of a client's thread.
 const STACK: usize = 64 << 10;
 
 /// As `crowd::run`.
@@ -41,7 +41,7 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
         if how == "one" {
             for _ in 0..count {
                 let started = Instant::now();
-                read(book::connect(path)?, started, vectors, &completed)?;
+                read(progress::connect(path)?, started, vectors, &completed)?;
                 if !await_one(&complete, &mut times)? {
                     break;
                 }
@@ -49,7 +49,7 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
         } else {
             let mut sockets = Vec::new();
             for _ in 0..count {
-                sockets.push((Instant::now(), book::connect(path)?));
+                sockets.push((Instant::now(), progress::connect(path)?));
             }
             for (started, socket) in sockets {
                 read(socket, started, vectors, &completed)?;
@@ -57,14 +57,14 @@ pub(crate) fn run(path: &Path, vectors: u32) -> Result<(), Failure> {
             while times.len() < count && await_one(&complete, &mut times)? {}
         }
         clients += count as u64;
-        let expected = book::expected(clients, vectors);
+        let expected = progress::expected(clients, vectors);
         let got = await_rest(expected);
         answer(got - before, expected - got, start.elapsed(), times)?;
     }
     Ok(())
 }
 
-/// Starts the reader of a client; it says when the client is complete.
+/// Starts the reader thread of a client, which reports when the client is complete.
 fn read(
     socket: UnixStream,
     started: Instant,
@@ -72,22 +72,22 @@ fn read(
     completed: &Sender<Times>,
 ) -> Result<(), Failure> {
     let completed = completed.clone();
-    let mut book = Book::new(started);
+    let mut progress = Progress::new(started);
     thread::Builder::new().stack_size(STACK).spawn(move || {
-        let mut said = false;
-        // The end of the stream is a message of no bytes, and so an error: the server ended.
+        let mut reported = false;
+        // At the end of the stream a message has no bytes: the server has ended.
         while let Ok(message) = sys::receive(socket.as_fd(), Wait::Yes) {
             if message.bytes == 0 {
                 return;
             }
-            if let Err(error) = book.note(&message, vectors) {
+            if let Err(error) = progress.check(&message, vectors) {
                 eprintln!("scale: {error}");
                 return;
             }
             drop(message);
             GOT.fetch_add(1, Ordering::Relaxed);
-            if let (false, Some(time)) = (said, book.complete) {
-                said = true;
+            if let (false, Some(time)) = (reported, progress.complete) {
+                reported = true;
                 let _ = completed.send(time);
             }
         }
@@ -95,7 +95,7 @@ fn read(
     Ok(())
 }
 
-/// Waits for one more to be complete; false when none is for long.
+/// Waits until one more client is complete. Returns false if none is complete for a long time.
 fn await_one(complete: &Receiver<Times>, times: &mut Vec<Times>) -> Result<bool, Failure> {
     match complete.recv_timeout(SILENCE) {
         Ok(time) => {
@@ -106,7 +106,8 @@ fn await_one(complete: &Receiver<Times>, times: &mut Vec<Times>) -> Result<bool,
     }
 }
 
-/// Waits until `expected` messages have come, or nothing comes any more; returns how many came.
+/// Waits until `expected` messages have come, or until nothing comes any more. Returns how many
+/// came.
 fn await_rest(expected: u64) -> u64 {
     let mut before = 0;
     let mut since = Instant::now();

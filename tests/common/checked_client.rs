@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A client that reads as little as it likes, and judges all that it is told.
+//! A client that checks each message that it receives.
 //!
-//! It is a [`View`] at the end of a connection, fed by reads of any length: part of a message,
-//! or many. It does not panic but says what is wrong, so that a fuzzer, a soak and a fault run
-//! can put their own history beside it.
+//! It passes the messages of one connection to a [`View`]. Each read may have any length: a part
+//! of a message, or many messages. It returns errors and does not panic, so that a fuzzer, a soak
+//! test and a fault test can add their own context.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSliceMut};
@@ -17,29 +17,32 @@ use nix::unistd;
 
 use super::view::{Ids, View};
 
-/// What one read brought.
+/// The result of one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum Received {
+    /// The number of bytes.
     Bytes(usize),
+    /// No data is available now.
     Nothing,
+    /// The server has closed the connection.
     End,
 }
 
-/// A connection to a server, and the view at its end.
-pub(crate) struct Member {
+/// A connection to a server, and the view of its messages.
+pub(crate) struct CheckedClient {
     stream: UnixStream,
     view: View,
     vectors: u32,
-    /// The start of a message, and the descriptors that came with it.
+    /// The bytes of an incomplete message, and the descriptors that came with them.
     bytes: Vec<u8>,
     fds: Vec<OwnedFd>,
-    /// The eventfds by peer, if they are to be kept.
+    /// The eventfds of each peer, if they are kept.
     eventfds: Option<BTreeMap<u16, Vec<OwnedFd>>>,
     ended: bool,
 }
 
-impl Member {
-    /// A client on this connection, which it makes non-blocking for its own side.
+impl CheckedClient {
+    /// A client on this connection. Makes the client's end non-blocking.
     pub(crate) fn new(stream: UnixStream, vectors: usize, keep_eventfds: bool) -> Self {
         stream.set_nonblocking(true).expect("fcntl on a socket of our own");
         Self {
@@ -61,34 +64,35 @@ impl Member {
         &self.view
     }
 
-    /// Whether it has all its own vectors, and knows `who`, all of them whole, and nobody else.
-    pub(crate) fn knows_exactly(&self, who: &BTreeSet<u16>) -> bool {
+    /// Whether the greeting is complete, and the client knows exactly the peers `expected`, each
+    /// with all its vectors.
+    pub(crate) fn knows_exactly(&self, expected: &BTreeSet<u16>) -> bool {
         let mut ids = Ids::default();
-        for &id in who {
+        for &id in expected {
             ids.insert(id);
         }
-        self.view.is_welcomed() && self.view.knows_exactly(&ids)
+        self.view.is_greeting_complete() && self.view.knows_exactly(&ids)
     }
 
-    /// Whether the server has closed it.
+    /// Whether the server has closed the connection.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Reads once, `limit` bytes at most, without waiting.
-    pub(crate) fn hear(&mut self, limit: usize) -> Result<Heard, String> {
+    /// Reads once, at most `limit` bytes, without waiting.
+    pub(crate) fn receive(&mut self, limit: usize) -> Result<Received, String> {
         if self.ended {
-            return Ok(Heard::End);
+            return Ok(Received::End);
         }
         let mut buffer = vec![0; limit];
         let mut part = [IoSliceMut::new(&mut buffer)];
-        // Room for more than the one that is allowed: two must be seen as two.
+        // There is space for more than the one allowed descriptor, so that a second one is noticed.
         let mut space = cmsg_space!([RawFd; 4]);
         let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
         let number = self.stream.as_raw_fd();
         let (count, fds) = match recvmsg::<()>(number, &mut part, Some(&mut space), flags) {
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Heard::Nothing),
-            // The server closed it with something of ours unread.
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Received::Nothing),
+            // The server closed the connection before it read what this client sent.
             Err(Errno::ECONNRESET) => (0, Vec::new()),
             Err(errno) => return Err(format!("recvmsg: {}", io::Error::from(errno))),
             Ok(received) => {
@@ -104,17 +108,17 @@ impl Member {
         if count == 0 {
             self.ended = true;
             return match self.bytes.len() {
-                0 => Ok(Heard::End),
-                rest => Err(format!("the end after {rest} bytes of a message")),
+                0 => Ok(Received::End),
+                rest => Err(format!("the stream ended after {rest} bytes of a message")),
             };
         }
         self.bytes.extend_from_slice(&buffer[..count]);
         self.take(fds)?;
-        Ok(Heard::Bytes(count))
+        Ok(Received::Bytes(count))
     }
 
-    /// Takes the whole messages. A read ends with the message that brought descriptors, so
-    /// they belong to the one that its last byte is of.
+    /// Checks the complete messages. The kernel ends a read with the message that carries
+    /// descriptors, so they belong to the message of the last byte.
     fn take(&mut self, mut fds: Vec<OwnedFd>) -> Result<(), String> {
         let bytes = std::mem::take(&mut self.bytes);
         let last = (bytes.len() - 1) / 8;
@@ -131,7 +135,7 @@ impl Member {
             if fds.len() > 1 {
                 return Err(format!("{} descriptors with message {value}", fds.len()));
             }
-            self.view.note(value, !fds.is_empty(), self.vectors)?;
+            self.view.record(value, !fds.is_empty(), self.vectors)?;
             let (id, peers) = (value as u16, self.view.messages() > 3);
             match (&mut self.eventfds, fds.pop()) {
                 (Some(kept), Some(fd)) if peers => kept.entry(id).or_default().push(fd),
@@ -142,22 +146,22 @@ impl Member {
         Ok(())
     }
 
-    /// Reads until there is nothing more, or the end; how many bytes came.
+    /// Reads until no data is available or the stream ends. Returns the number of bytes.
     pub(crate) fn drain(&mut self) -> Result<usize, String> {
         let mut sum = 0;
-        while let Heard::Bytes(count) = self.hear(256)? {
+        while let Received::Bytes(count) = self.receive(256)? {
             sum += count;
         }
         Ok(sum)
     }
 
-    /// Rings `vector` of a peer; `false` if its eventfd was not kept.
+    /// Rings `vector` of a peer. Returns `false` if its eventfd was not kept.
     pub(crate) fn ring(&self, id: u16, vector: usize) -> bool {
         let kept = self.eventfds.as_ref().and_then(|kept| kept.get(&id)?.get(vector));
         kept.is_some_and(|fd| unistd::write(fd.as_fd(), &1_u64.to_ne_bytes()) == Ok(8))
     }
 
-    /// How often its own `vector` was rung since the last call.
+    /// Returns how often its own `vector` was rung since the last call.
     pub(crate) fn rung(&self, vector: usize) -> u64 {
         let mut count = [0; 8];
         let own = self.view.id().and_then(|id| self.eventfds.as_ref()?.get(&id)?.get(vector));
@@ -168,10 +172,10 @@ impl Member {
     }
 }
 
-/// Takes over a descriptor that was just received.
+/// Takes ownership of a descriptor that was just received.
 #[expect(unsafe_code, reason = "nix hands received descriptors out as numbers")]
 fn own(number: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for our recvmsg, and nobody else has
-    // been told its number.
+    // SAFETY: the kernel has just made this descriptor for our recvmsg, and no other code knows
+    // its number.
     unsafe { OwnedFd::from_raw_fd(number) }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What a client has heard, checked as it comes; and what the process of the clients says of it.
+//! The messages that a client has received, checked one by one; and the figures of all clients.
 //!
-//! The clients are a process of their own so that the server's CPU is the server's, and so that
-//! floor and servers are read by the very same reader. Nobody leaves here, so every client has
-//! to hear of 0, 1, 2, …, each as often as there are vectors, each time with a descriptor; then
-//! each message can be checked by counting.
+//! The clients run in their own process, so that the server's CPU time includes nothing of them, and
+//! the same readers serve the floor and each server. No client leaves, so each client must receive
+//! the ids 0, 1, 2, … in this order, each once per vector and each time with a descriptor. So each
+//! message can be checked by counting.
 
 #![forbid(unsafe_code)]
 
@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use crate::process::Failure;
 use crate::sys::{self, Received};
 
-/// With nothing read for so long, what has not come is lost.
+/// If nothing comes for this time, the missing messages count as lost.
 pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 
-/// Version, id, memory.
+/// The number of messages before the vectors: version, id, memory.
 const GREETING: u64 = 3;
 
-/// Messages that so many clients together must have read when all is quiet.
+/// The number of messages that `clients` clients together must read.
 pub(crate) fn expected(clients: u64, vectors: u64) -> u64 {
     clients * (GREETING + clients * vectors)
 }
@@ -37,8 +37,8 @@ pub(crate) struct Times {
     complete: Duration,
 }
 
-/// What one client has heard.
-pub(crate) struct Book {
+/// The messages that one client has received so far.
+pub(crate) struct Progress {
     started: Instant,
     id: u64,
     got: u64,
@@ -48,15 +48,15 @@ pub(crate) struct Book {
     pub(crate) complete: Option<Times>,
 }
 
-impl Book {
+impl Progress {
     pub(crate) fn new(started: Instant) -> Self {
         Self { started, id: 0, got: 0, greeted: Duration::ZERO, complete: None }
     }
 
     /// Checks the next message.
-    pub(crate) fn note(&mut self, message: &Received, vectors: u64) -> Result<(), Failure> {
+    pub(crate) fn check(&mut self, message: &Received, vectors: u64) -> Result<(), Failure> {
         if message.bytes != sys::MESSAGE {
-            return Err(format!("{} bytes are no message", message.bytes).into());
+            return Err(format!("a message has 8 bytes, not {}", message.bytes).into());
         }
         let wanted = match self.got {
             0 => (0, false),
@@ -90,7 +90,7 @@ impl Book {
     }
 }
 
-/// Connects. A door that is not there yet, or is full, is waited for.
+/// Connects a client. Waits if the listener does not exist yet or its backlog is full.
 pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
     let started = Instant::now();
     loop {
@@ -104,7 +104,7 @@ pub(crate) fn connect(path: &Path) -> Result<UnixStream, Failure> {
     }
 }
 
-/// Says what came of a line.
+/// Prints the figures of one line.
 pub(crate) fn answer(
     messages: u64,
     lost: u64,

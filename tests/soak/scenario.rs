@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! One server and all who use it, well or badly.
+//! One server with well-behaved and hostile clients.
 
 #![forbid(unsafe_code)]
 
@@ -12,23 +12,23 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 
+use crate::common::checked_client::CheckedClient;
 use crate::common::daemon::Daemon;
-use crate::common::member::Member;
 use crate::common::target::Target;
 use crate::common::{find_in_path, wait_for, wait_up_to};
 use crate::{CHILD, Random, Sum};
 
-/// The server's hard limit of open files, which it has from this process.
+/// The server's hard limit of open files, inherited from this process.
 fn hard_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works").1
 }
 
-/// Clients of each kind at a time.
-const MEMBERS: u64 = 12;
+/// The most clients of each kind at a time.
+const CLIENTS: u64 = 12;
 const CHILDREN: usize = 3;
-const MUTES: usize = 4;
+const NON_READERS: usize = 4;
 
-/// How long everybody may take to hear everything, on a machine that does much else.
+/// The time limit until all clients have received everything on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a client reads.
@@ -39,18 +39,18 @@ enum Pace {
     Nothing,
 }
 
-pub(crate) struct World {
+pub(crate) struct Scenario {
     daemon: Daemon,
     vectors: u16,
-    members: Vec<(Member, Pace)>,
+    clients: Vec<(CheckedClient, Pace)>,
     children: Vec<Killed>,
-    /// Connected, and never reads.
-    mutes: Vec<UnixStream>,
-    /// Descriptors were scarce since the last checkpoint.
-    squeezed: bool,
+    /// Connected clients that never read.
+    non_readers: Vec<UnixStream>,
+    /// Whether the server's descriptors were limited since the last checkpoint.
+    was_limited: bool,
 }
 
-/// A client in a process of its own, which does not outlive this.
+/// A client in its own process. It is killed when this value is dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -60,51 +60,51 @@ impl Drop for Killed {
     }
 }
 
-impl World {
+impl Scenario {
     pub(crate) fn new(target: Target, vectors: u16) -> Self {
         let daemon = target.builder().vectors(vectors).start();
-        let (members, children, mutes) = Default::default();
-        Self { daemon, vectors, members, children, mutes, squeezed: false }
+        let (clients, children, non_readers) = Default::default();
+        Self { daemon, vectors, clients, children, non_readers, was_limited: false }
     }
 
     fn connect(&self) -> UnixStream {
         UnixStream::connect(self.daemon.socket_path()).expect("the server listens")
     }
 
-    /// One thing happens.
+    /// Does one pseudo-random action.
     pub(crate) fn act(&mut self, random: &mut Random, sum: &mut Sum) {
-        let who = random.below(self.members.len().max(1) as u64) as usize;
+        let index = random.below(self.clients.len().max(1) as u64) as usize;
         match random.below(20) {
-            0..=4 if (self.members.len() as u64) < MEMBERS => {
-                let member = Member::new(self.connect(), self.vectors.into(), false);
-                self.members.push((member, pace(random)));
+            0..=4 if (self.clients.len() as u64) < CLIENTS => {
+                let client = CheckedClient::new(self.connect(), self.vectors.into(), false);
+                self.clients.push((client, pace(random)));
                 sum.joins += 1;
             }
-            5..=7 if who < self.members.len() => {
-                let (member, _) = self.members.swap_remove(who);
-                sum.messages += member.view().messages();
+            5..=7 if index < self.clients.len() => {
+                let (client, _) = self.clients.swap_remove(index);
+                sum.messages += client.view().messages();
                 match random.below(5) {
-                    0 => drop(member.stream().write_all(b"hello?")),
-                    1 => drop(member.stream().shutdown(Shutdown::Write)),
-                    2 => drop(member.stream().shutdown(Shutdown::Both)),
+                    0 => drop(client.stream().write_all(b"hello?")),
+                    1 => drop(client.stream().shutdown(Shutdown::Write)),
+                    2 => drop(client.stream().shutdown(Shutdown::Both)),
                     _ => {}
                 }
                 sum.leaves += 1;
             }
-            8 | 9 if who < self.members.len() => self.members[who].1 = pace(random),
+            8 | 9 if index < self.clients.len() => self.clients[index].1 = pace(random),
             10 if self.children.len() < CHILDREN => {
                 self.children.push(self.spawn());
                 sum.joins += 1;
             }
             11 if !self.children.is_empty() => {
-                let who = random.below(self.children.len() as u64) as usize;
-                let mut child = self.children.swap_remove(who);
+                let index = random.below(self.children.len() as u64) as usize;
+                let mut child = self.children.swap_remove(index);
                 let status = child.0.try_wait().expect("waitpid works");
                 assert!(status.is_none(), "a child client ended by itself: {status:?}");
                 sum.kills += 1;
             }
-            12 if self.mutes.len() < MUTES => self.mutes.push(self.connect()),
-            13 => drop(self.mutes.pop()),
+            12 if self.non_readers.len() < NON_READERS => self.non_readers.push(self.connect()),
+            13 => drop(self.non_readers.pop()),
             14 => {
                 for _ in 0..random.below(20) {
                     let stream = self.connect();
@@ -117,15 +117,15 @@ impl World {
             15 if random.below(4) == 0 => {
                 let left = random.below(3 * u64::from(self.vectors) + 3);
                 self.limit(self.daemon.open_fds() as u64 + left);
-                self.squeezed = true;
-                sum.squeezes += 1;
+                self.was_limited = true;
+                sum.limits += 1;
             }
             16 => self.limit(hard_limit()),
             _ => self.read(sum),
         }
     }
 
-    /// The soft limit of the server's descriptors becomes `most`.
+    /// Sets the soft limit of the server's descriptors to `most`.
     fn limit(&self, most: u64) {
         let program = find_in_path("prlimit").expect("prlimit: Debian package util-linux");
         let status = Command::new(program)
@@ -135,10 +135,10 @@ impl World {
         assert!(status.success(), "prlimit of the server to {most}: {status}");
     }
 
-    /// This program once more, as a client that can be killed.
+    /// Starts this program again as a client process that can be killed.
     fn spawn(&self) -> Killed {
         let child = Command::new(std::env::current_exe().expect("this program has a path"))
-            .args(["--exact", "as_a_child_be_a_client", "--ignored", "--nocapture"])
+            .args(["--exact", "client_in_a_child_process", "--ignored", "--nocapture"])
             .env(CHILD, format!("{}:{}", self.vectors, self.daemon.socket_path().display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -146,50 +146,53 @@ impl World {
         Killed(child.expect("this program starts"))
     }
 
-    /// Each client reads as it is used to.
+    /// Each client reads at its own pace.
     fn read(&mut self, sum: &mut Sum) {
-        for (member, pace) in &mut self.members {
+        for (client, pace) in &mut self.clients {
             let read = match *pace {
-                Pace::All => member.drain().map(drop),
-                Pace::Bytes(limit) => member.hear(limit).map(drop),
+                Pace::All => client.drain().map(drop),
+                Pace::Bytes(limit) => client.receive(limit).map(drop),
                 Pace::Nothing => Ok(()),
             };
             if let Err(error) = read {
-                panic!("client {:?}: {error}\n{:?}", member.view().id(), member.view());
+                panic!("client {:?}: {error}\n{:?}", client.view().id(), client.view());
             }
         }
-        let before = self.members.len();
-        self.members.retain(|(member, _)| {
-            let refused = member.has_ended() && member.view().is_refused();
+        let before = self.clients.len();
+        self.clients.retain(|(client, _)| {
+            let refused = client.has_ended() && client.view().is_refused();
             assert!(
-                !member.has_ended() || refused,
+                !client.has_ended() || refused,
                 "client {:?} was dropped after {} messages",
-                member.view().id(),
-                member.view().messages(),
+                client.view().id(),
+                client.view().messages(),
             );
             !refused
         });
-        let refused = before - self.members.len();
-        assert!(refused == 0 || self.squeezed, "{refused} refused with descriptors left");
+        let refused = before - self.clients.len();
+        assert!(
+            refused == 0 || self.was_limited,
+            "{refused} refused, although descriptors were free"
+        );
         sum.refused += refused as u64;
     }
 
-    /// Everybody reads all, and then knows exactly everybody, a newcomer included.
+    /// All clients read all messages. Checks that each then knows exactly all clients, including a new one.
     pub(crate) fn check(&mut self, sum: &mut Sum) {
         self.daemon.assert_running();
         self.limit(hard_limit());
-        if self.squeezed {
-            // Whoever was refused has seen the end by now or will, and takes no part; how many
-            // of those that never read are among them nobody can tell.
-            self.mutes.clear();
+        if self.was_limited {
+            // The server may have refused some of these clients. Since they do not report it, their
+            // number is unknown, so all of them leave.
+            self.non_readers.clear();
             self.children.clear();
         }
-        for (_, pace) in &mut self.members {
+        for (_, pace) in &mut self.clients {
             *pace = Pace::All;
         }
-        // Whatever has been, the next one is served.
-        let next = Member::new(self.connect(), self.vectors.into(), false);
-        self.members.push((next, Pace::All));
+        // A new client must be served after all these actions.
+        let next = CheckedClient::new(self.connect(), self.vectors.into(), false);
+        self.clients.push((next, Pace::All));
         sum.joins += 1;
         let mut last = String::new();
         let settled = wait_up_to(PATIENCE, || {
@@ -198,53 +201,55 @@ impl World {
             last.is_empty().then_some(())
         });
         assert!(settled.is_some(), "views differ: {last}\n{}", self.daemon.output());
-        self.squeezed = false;
-        sum.compared += self.members.len() as u64;
+        self.was_limited = false;
+        sum.compared += self.clients.len() as u64;
     }
 
-    /// What is wrong with the views as they are now; empty if nothing is.
+    /// Describes the first wrong view; empty if all views are right.
     fn difference(&self) -> Option<String> {
         let ids: BTreeSet<_> =
-            self.members.iter().filter_map(|(member, _)| member.view().id()).collect();
-        let count = self.members.len() + self.children.len() + self.mutes.len();
-        let Some((first, _)) = self.members.first() else {
+            self.clients.iter().filter_map(|(client, _)| client.view().id()).collect();
+        let count = self.clients.len() + self.children.len() + self.non_readers.len();
+        let Some((first, _)) = self.clients.first() else {
             return Some(String::new());
         };
         let roster: BTreeSet<u16> = first.view().known().iter().collect();
-        if roster.len() != count || !ids.is_subset(&roster) || ids.len() != self.members.len() {
-            return Some(format!("{count} clients, {ids:?} among them, but {roster:?} are known"));
+        if roster.len() != count || !ids.is_subset(&roster) || ids.len() != self.clients.len() {
+            return Some(format!("{count} clients, including {ids:?}, but {roster:?} are known"));
         }
-        let other = self.members.iter().find(|(member, _)| !member.knows_exactly(&roster));
+        let other = self.clients.iter().find(|(client, _)| !client.knows_exactly(&roster));
         Some(match other {
-            Some((member, _)) => format!("{:?}, but {roster:?} elsewhere", member.view()),
+            Some((client, _)) => {
+                format!("{:?}, but another client knows {roster:?}", client.view())
+            }
             None => String::new(),
         })
     }
 
-    /// The server is killed; every client sees the end, and nothing else.
+    /// Kills the server. Checks that each client sees the end of its connection and no error.
     pub(crate) fn kill(self, sum: &mut Sum) {
-        let Self { daemon, mut members, .. } = self;
+        let Self { daemon, mut clients, .. } = self;
         drop(daemon);
-        wait_for("every client sees the end of its server", || {
-            for (member, _) in &mut members {
-                if let Err(error) = member.drain() {
-                    panic!("client {:?}: {error}", member.view().id());
+        wait_for("the end of each client's connection", || {
+            for (client, _) in &mut clients {
+                if let Err(error) = client.drain() {
+                    panic!("client {:?}: {error}", client.view().id());
                 }
             }
-            members.iter().all(|(member, _)| member.has_ended()).then_some(())
+            clients.iter().all(|(client, _)| client.has_ended()).then_some(())
         });
-        sum.messages += members.iter().map(|(member, _)| member.view().messages()).sum::<u64>();
+        sum.messages += clients.iter().map(|(client, _)| client.view().messages()).sum::<u64>();
         sum.servers += 1;
     }
 
-    /// Everybody leaves; the server has nothing left of them, and stops cleanly.
+    /// All clients leave. Checks that the server closes all their descriptors and stops cleanly.
     pub(crate) fn end(mut self, sum: &mut Sum) {
         self.check(sum);
         sum.messages +=
-            (self.members.iter()).map(|(member, _)| member.view().messages()).sum::<u64>();
-        self.members.clear();
+            (self.clients.iter()).map(|(client, _)| client.view().messages()).sum::<u64>();
+        self.clients.clear();
         self.children.clear();
-        self.mutes.clear();
+        self.non_readers.clear();
         let idle = self.daemon.idle_fds();
         let mut open = 0;
         let back = wait_up_to(PATIENCE, || {
