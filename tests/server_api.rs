@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ivshmem::client::{Client, Event as Seen};
-use ivshmem::{Error, Event, LeaveReason, MemorySource, Refusal, Server};
+use ivshmem::{Error, Event, LeaveReason, ListenerError, MemorySource, Refusal, Server};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
@@ -292,5 +292,5 @@ fn what_cannot_be_started_is_an_error_that_says_what_would_be_right() {
     assert!(!path.exists(), "nothing is left behind");
     let _server = builder().start().expect("the same, with nothing wrong");
     let error = builder().start().map(drop).unwrap_err();
-    assert!(matches!(error, Error::SocketInUse { .. }), "{error:?}");
+    assert!(matches!(error, Error::Listener(ListenerError::InUse { .. })), "{error:?}");
 }

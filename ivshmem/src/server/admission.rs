@@ -31,8 +31,8 @@ use super::in_flight::Share;
 use super::rate_limit::RateLimit;
 use super::roster::Key;
 use super::{Event, Refusal, send};
-use crate::error::chain;
-use crate::listener::Listener;
+use crate::Chain;
+use crate::listener::{Accept, Listener};
 
 /// What it takes to accept a connection, in messages that take as long.
 const ACCEPT: usize = 8;
@@ -98,33 +98,25 @@ impl Admission {
             }
             turn.spend(ACCEPT);
             let outcome = match self.listener.accept() {
-                Ok(socket) => Candidate::new(core, socket).admit(turn),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => break,
-                    // That one has gone again; there may be another.
-                    Some(libc::ECONNABORTED | libc::EPROTO) => continue,
-                    // To refuse a client while those that have hung up hold what is missing
-                    // would be wrong.
-                    Some(libc::EMFILE | libc::ENFILE)
-                        if core.remove_ended(turn).unwrap_or(false) =>
-                    {
-                        continue;
-                    }
-                    Some(libc::EMFILE | libc::ENFILE) if self.refuse_one(core) => {
-                        Err(Refusal::NoDescriptors(error))
-                    }
-                    Some(libc::EINVAL) => {
-                        log::error!("the listening socket was shut down: nobody can connect");
-                        self.set_watch(core, Watch::Dead);
-                        break;
-                    }
-                    _ => {
-                        self.cannot_accept
-                            .warn(format_args!("cannot accept a client now: {error}"));
-                        self.pause(core);
-                        break;
-                    }
-                },
+                Accept::Accepted(socket) => Candidate::new(core, socket).admit(turn),
+                Accept::None => break,
+                Accept::Gone => continue,
+                // To refuse a client while those that have hung up hold what is missing would
+                // be wrong.
+                Accept::NoDescriptors(_) if core.remove_ended(turn).unwrap_or(false) => continue,
+                Accept::NoDescriptors(error) if self.refuse_one(core) => {
+                    Err(Refusal::NoDescriptors(error))
+                }
+                Accept::Dead(error) => {
+                    log::error!("the listening socket was shut down, nobody can connect: {error}");
+                    self.set_watch(core, Watch::Dead);
+                    break;
+                }
+                Accept::NoDescriptors(error) | Accept::Failed(error) => {
+                    self.cannot_accept.warn(format_args!("cannot accept a client now: {error}"));
+                    self.pause(core);
+                    break;
+                }
             };
             match outcome {
                 Ok((key, event)) => {
@@ -140,7 +132,7 @@ impl Admission {
     fn note(&mut self, refusal: Refusal, core: &mut Core, turn: &mut Turn) {
         core.stats.count(&refusal);
         if !matches!(refusal, Refusal::Ended) {
-            self.refused.warn(format_args!("client refused: {}", chain(&refusal)));
+            self.refused.warn(format_args!("client refused: {}", Chain(&refusal)));
         }
         turn.events.push(Event::Refused(refusal));
     }
@@ -151,7 +143,7 @@ impl Admission {
     fn refuse_one(&mut self, core: &mut Core) -> bool {
         let mut refused = false;
         if self.spare.take().is_some() {
-            if let Ok(socket) = self.listener.accept() {
+            if let Accept::Accepted(socket) = self.listener.accept() {
                 send::refuse(socket.as_fd(), 0, None);
                 refused = true;
             }
@@ -198,7 +190,7 @@ impl Admission {
         }
         // From here on nobody else can connect; those that wait can still be accepted.
         let _ = shutdown(self.listener.as_fd().as_raw_fd(), Shutdown::Both);
-        while let Ok(socket) = self.listener.accept() {
+        while let Accept::Accepted(socket) = self.listener.accept() {
             send::refuse(socket.as_fd(), 0, None);
         }
     }

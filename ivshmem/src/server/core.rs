@@ -11,8 +11,7 @@ use super::in_flight::InFlight;
 use super::reactor::{Reactor, Source};
 use super::roster::{Key, Roster};
 use super::{Event, LeaveReason, Stats};
-use crate::Error;
-use crate::error::chain;
+use crate::{Chain, Error};
 
 /// What one dispatch may cost, in messages: some milliseconds of processor time.
 pub(super) const BUDGET: usize = 4096;
@@ -76,7 +75,7 @@ impl Core {
         self.stats.left += 1;
         // To close a descriptor takes a quarter of the time of a message.
         turn.spend(1 + self.vectors() / 4);
-        log::info!("peer {id} left: {}", chain(&reason));
+        log::info!("peer {id} left: {}", Chain(&reason));
         turn.events.push(Event::Left { id, reason });
         true
     }
