@@ -175,6 +175,8 @@ fn start_with(way: Way, faults: &str, leaves: bool) -> (String, bool) {
         let mut left = place.left(way);
         if leaves {
             left.remove(&place.socket());
+            // The next start uses it again.
+            left.retain(|path| !path.to_string_lossy().contains("/.ivshmem-lock."));
         }
         (left.is_empty() || (way != Way::Launch && panic_with(&left, faults))).then_some(())
     });
