@@ -110,9 +110,7 @@ impl RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::error::Error;
     use std::ffi::CStr;
-    use std::io;
 
     fn last() -> &'static str {
         // SAFETY: the text lives until the next failure, and each test looks at it before.
@@ -136,29 +134,6 @@ mod tests {
         assert_eq!((Errno::last(), last()), (Errno::EBUSY, "it\u{fffd} is busy"));
         assert_eq!(answer(-1, || Ok(0)), 0);
         assert_eq!((Errno::last(), last()), (Errno::EBUSY, "it\u{fffd} is busy"));
-    }
-
-    #[derive(Debug)]
-    struct Outer(&'static str, io::Error);
-
-    impl Display for Outer {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str(self.0)
-        }
-    }
-
-    impl Error for Outer {
-        fn source(&self) -> Option<&(dyn Error + 'static)> {
-            Some(&self.1)
-        }
-    }
-
-    #[test]
-    fn a_source_is_printed_once() {
-        for text in ["cannot bind", "cannot bind: no room"] {
-            let error = Outer(text, io::Error::other("no room"));
-            assert_eq!(Chain(&error).to_string(), "cannot bind: no room");
-        }
     }
 
     #[test]

@@ -92,10 +92,7 @@ impl State {
         let memory = OsString::from_vec(memory);
         let source = if is_name {
             say(Line::PosixMemory(&memory));
-            MemorySource::Posix(memory.into_string().map_err(|name| {
-                let text = format!("shared memory name {name:?} is not valid; it must be UTF-8");
-                Failure::new(Errno::EINVAL, text)
-            })?)
+            MemorySource::Posix(memory)
         } else {
             say(Line::DirectoryMemory(&memory));
             MemorySource::Directory(memory.into())

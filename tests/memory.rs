@@ -6,18 +6,26 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use ivshmem::{ErrorKind, MemorySource, Server};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
-use nix::unistd::mkfifo;
+use nix::unistd::{linkat, mkfifo};
 
 use common::peer::Peer;
 use common::program::{Place, Process, in_own_mounts, memory_of, run, size_of};
 use common::skip::skip;
+use common::target::is_root;
 
 /// Starts the program where `dir` is a file system that is mounted so.
 fn on_mount(place: &Place, mount: &str, dir: &Path, args: &[&str]) -> Option<Command> {
@@ -282,30 +290,138 @@ fn what_is_no_memory_object_but_has_its_name_is_refused_and_left_alone() {
     intact.expect("the pipe is still there");
 }
 
-/// An administrator may prepare it, to say whose it is and who may use it.
+fn prepare(place: &Place, mode: u32) {
+    fs::write(place.shm(), "").expect("/dev/shm can be written");
+    fs::set_permissions(place.shm(), Permissions::from_mode(mode)).expect("it is ours");
+}
+
+/// An administrator may prepare it, to say which group may read it.
 #[test]
-fn an_empty_object_that_somebody_prepared_is_used_and_outlives_a_failed_start() {
+fn an_empty_object_that_was_prepared_is_used_and_outlives_a_failed_start() {
     let place = Place::new();
-    let prepare = |mode| {
-        fs::write(place.shm(), "").expect("/dev/shm can be written");
-        fs::set_permissions(place.shm(), Permissions::from_mode(mode)).expect("it is ours");
-    };
-    prepare(0o660);
+    prepare(&place, 0o640);
     for foreground in [&["-F"][..], &[]] {
         let nowhere = ["-S", "/nowhere/socket"];
         run(place.command(foreground).args(nowhere)).assert_refused(&["/nowhere/socket"]);
         let meta = fs::metadata(place.shm()).expect("it is there still");
-        assert_eq!((meta.len(), meta.mode() & 0o777), (0, 0o660));
+        assert_eq!((meta.len(), meta.mode() & 0o777), (0, 0o640));
     }
     let server = place.serve(&[]);
     let meta = fs::metadata(place.shm()).expect("it is there still");
-    assert_eq!((meta.len(), meta.mode() & 0o777), (64 << 10, 0o660));
+    assert_eq!((meta.len(), meta.mode() & 0o777), (64 << 10, 0o640));
     server.stop();
 
     // One that a server made, and could do nothing with, does not.
-    prepare(0o700);
+    prepare(&place, 0o700);
     run(&mut place.command(&["-F", "-S", "/nowhere/socket"])).assert_refused(&["/nowhere/socket"]);
     place.assert_holds_only(&[]);
+}
+
+#[test]
+fn an_object_that_others_may_write_is_refused_unless_the_memory_mode_allows_it() {
+    let place = Place::new();
+    for mode in [0o660, 0o606, 0o666, 0o777] {
+        prepare(&place, mode);
+        let named = [&*place.name, &format!("mode {mode:04o}"), "0700"];
+        run(&mut place.command(&["-F"])).assert_refused(&named);
+        let meta = fs::metadata(place.shm()).expect("it is left alone");
+        assert_eq!((meta.len(), meta.mode() & 0o777), (0, mode));
+    }
+    prepare(&place, 0o660);
+    let mut server = Process::spawn(place.command(&["--shm-mode", "660"]).arg("-F"));
+    server.wait_until_listening(&place.socket());
+    server.stop();
+    let mut server = Process::spawn(place.command(&["--shm-mode", "606"]).arg("-F"));
+    server.wait_until_listening(&place.socket());
+    let mode = fs::metadata(place.shm()).expect("it is new").mode() & 0o777;
+    assert_eq!(mode, 0o606, "whatever the umask is");
+    server.stop();
+    let start = |mode| {
+        let builder = Server::builder().socket_path(place.socket()).size(4096);
+        builder.memory(MemorySource::posix(&place.name)).memory_mode(mode).start()
+    };
+    prepare(&place, 0o666);
+    let error = start(0o660).expect_err("others may write it");
+    assert_eq!((error.kind(), error.errno()), (ErrorKind::Untrusted, Errno::EACCES as i32));
+    prepare(&place, 0o660);
+    drop(start(0o660).expect("the group may"));
+    // A new one gets that mode, whatever the umask is.
+    let server = start(0o666).expect("it starts");
+    assert_eq!(fs::metadata(place.shm()).expect("it is there").mode() & 0o777, 0o666);
+    drop(server);
+    let error = start(0o60).expect_err("the server itself could not open it again");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn an_object_or_a_lock_file_of_another_user_is_refused_and_its_owner_named() {
+    if !is_root("make files of other users") {
+        return;
+    }
+    let place = Place::new();
+    for mode in [0o600, 0o666] {
+        prepare(&place, mode);
+        chown(place.shm(), Some(65534), Some(65534)).expect("root may");
+        let mode = format!("{mode:04o}");
+        run(&mut place.command(&["-F"])).assert_refused(&[
+            &place.name,
+            "belongs to user id 65534",
+            &mode,
+            "user id 0",
+        ]);
+        assert_eq!(fs::metadata(place.shm()).expect("it is left alone").len(), 0);
+        fs::remove_file(place.shm()).expect("root may");
+    }
+    fs::write(place.shm_lock(), "").expect("/dev/shm can be written");
+    chown(place.shm_lock(), Some(65534), None).expect("root may");
+    run(&mut place.command(&["-F"])).assert_refused(&["lock file", "user id 65534"]);
+    fs::remove_file(place.shm_lock()).expect("root may");
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn a_name_of_memory_need_not_be_utf_8() {
+    let place = Place::new();
+    let name = OsStr::from_bytes(&[place.name.as_bytes(), b"-\xff"].concat()).to_owned();
+    let builder = Server::builder().socket_path(place.socket()).size(4096);
+    let server = builder.memory(MemorySource::posix(&name)).start().expect("it starts");
+    assert_eq!(fs::metadata(Path::new("/dev/shm").join(&name)).expect("it is there").len(), 4096);
+    drop(server);
+    place.assert_holds_only(&[]);
+}
+
+#[test]
+fn memory_without_a_name_cannot_be_given_one() {
+    let place = Place::new();
+    let server = place.serve(&["-m", place.dir().to_str().expect("ours")]);
+    let memory = memory_of(&Peer::join(&place.socket(), 1));
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    let linked =
+        linkat(AT_FDCWD, &*path, AT_FDCWD, &place.path("kept"), AtFlags::AT_SYMLINK_FOLLOW);
+    assert_eq!(linked, Err(Errno::ENOENT));
+    server.stop();
+    place.assert_holds_only(&[]);
+}
+
+/// Where a client could add one, `F_SEAL_FUTURE_WRITE` would keep all later clients from mapping the memory.
+#[test]
+fn memory_that_is_sealed_takes_no_further_seal_and_is_not_executable() {
+    let place = Place::new();
+    let server = place.serve(&["--memfd"]);
+    let memory = memory_of(&Peer::join(&place.socket(), 1));
+    for seal in [SealFlag::F_SEAL_WRITE, SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE)] {
+        assert_eq!(fcntl(&memory, FcntlArg::F_ADD_SEALS(seal)), Err(Errno::EPERM), "{seal:?}");
+    }
+    let flags = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
+    if memfd_create(c"probe", flags).is_err() {
+        server.stop();
+        return skip("the kernel has no MFD_NOEXEC_SEAL (Linux 6.3)");
+    }
+    let seals = fcntl(&memory, FcntlArg::F_GET_SEALS).expect("it is a memfd");
+    assert_ne!(seals & libc::F_SEAL_EXEC, 0, "{seals:#x}");
+    assert_eq!(memory.metadata().expect("fstat works").mode() & 0o111, 0);
+    server.stop();
 }
 
 /// Huge pages that the host was asked for, given back when dropped.

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ivshmem::client::{Client, Event as Seen};
-use ivshmem::{Error, Event, LeaveReason, MemorySource, Refusal, Server};
+use ivshmem::{Error, Event, LeaveReason, ListenerError, MemorySource, Refusal, Server};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
@@ -303,7 +303,7 @@ fn an_invalid_configuration_gives_an_error_with_the_allowed_values() {
     assert!(!path.exists(), "a failed start must not leave a socket");
     let _server = builder().start().expect("the same builder with valid values starts");
     let error = builder().start().map(drop).unwrap_err();
-    assert!(matches!(error, Error::SocketInUse { .. }), "{error:?}");
+    assert!(matches!(error, Error::Listener(ListenerError::InUse { .. })), "{error:?}");
 }
 
 #[test]

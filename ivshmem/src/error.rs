@@ -1,166 +1,49 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What can go wrong, said so that whoever reads it knows what to do.
+//! Why a server cannot start or cannot go on.
+//!
+//! Each room has an error of its own; [`Error`] is composed of them. No text repeats the text of
+//! its source, so a program prints the whole chain: [`Chain`] does that.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use crate::listener::Error as ListenerError;
+use crate::memory::Error as MemoryError;
+
 /// Why a server could not be started, or cannot go on.
 ///
-/// Every message names the thing, its value, and what would be right.
+/// Every message names the thing, its value, and what would be right. The reason that the
+/// system gave is the [`source`](std::error::Error::source), and not a part of the message:
+/// [`chain`](Self::chain) prints both.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("socket");
-/// use ivshmem::{Error, Server};
+/// use ivshmem::{Error, ErrorKind, ListenerError, Server};
 ///
 /// let first = Server::builder().socket_path(&path).start()?;
-/// let second = Server::builder().socket_path(&path).start();
-/// assert!(matches!(second, Err(Error::SocketInUse { .. })));
+/// let error = Server::builder().socket_path(&path).start().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InUse);
+/// assert!(matches!(error, Error::Listener(ListenerError::InUse { .. })));
+/// println!("{}", error.chain());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The socket's path does not fit in a socket address (`sun_path` of `unix(7)`).
-    #[error(
-        "socket path {path:?} is {} bytes long; it must have 1 to {limit} (use a shorter \
-         directory, or a relative path)", path.as_os_str().len()
-    )]
-    SocketPathLength {
-        /// The path as given.
-        path: PathBuf,
-        /// The largest length that fits, in bytes.
-        limit: usize,
-    },
-    /// Another process holds the socket.
-    #[error("socket {path:?} is in use by a running process; stop it or choose another path")]
-    SocketInUse {
-        /// The path as given.
-        path: PathBuf,
-    },
-    /// Something that is not a socket is in the socket's place.
-    #[error(
-        "{path:?} exists and is {kind}, not a socket left over by a server; it is left alone: \
-         remove it, or choose another path"
-    )]
-    NotASocket {
-        /// The path as given.
-        path: PathBuf,
-        /// What is there, with its article.
-        kind: &'static str,
-    },
-    /// A system call for the socket failed.
-    #[error("cannot {action} socket {path:?}: {source}")]
-    Socket {
-        /// The path as given.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The server was told of no socket.
+    /// The shared memory cannot be served.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The socket cannot be used.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// The builder has no socket.
     #[error("no socket was given; give a socket path, or a listening socket")]
     NoSocket,
-    /// Another server serves this shared memory.
-    #[error("shared memory {name:?} is in use by another server; stop it or choose another name")]
-    MemoryInUse {
-        /// The name of the POSIX shared memory object.
-        name: String,
-    },
-    /// The name cannot be one of a POSIX shared memory object.
-    #[error(
-        "shared memory name {name:?} is not valid; it must be 1 to 254 bytes with no '/' but \
-         at its start, and not \".\" or \"..\""
-    )]
-    MemoryName {
-        /// The name as given.
-        name: String,
-    },
-    /// The object is larger than asked for. Shrinking it would kill, by SIGBUS, whoever
-    /// has mapped what is cut off.
-    #[error(
-        "shared memory {memory} has {has} bytes already and would have to shrink to {wanted}; \
-         ask for {has} bytes, or remove it if nobody uses it"
-    )]
-    MemoryShrink {
-        /// Which memory.
-        memory: String,
-        /// Its size, in bytes.
-        has: u64,
-        /// The size asked for, rounded up, in bytes.
-        wanted: u64,
-    },
-    /// No memory can have this size.
-    #[error(
-        "shared memory size {size} is not possible; it must be 1 to {} bytes and is rounded \
-         up to a power of two",
-        crate::memory::MAX_SIZE
-    )]
-    MemorySize {
-        /// The size asked for, in bytes.
-        size: u64,
-    },
-    /// The object given has a size that QEMU cannot use for a PCI BAR.
-    #[error(
-        "shared memory {memory} has {size} bytes; its size must be a power of two, as it \
-         becomes a PCI BAR"
-    )]
-    MemoryNotPowerOfTwo {
-        /// Which memory.
-        memory: String,
-        /// Its size, in bytes.
-        size: u64,
-    },
-    /// What has the name of the memory is something else.
-    #[error(
-        "shared memory {memory} is no regular file; remove what has that name, or take another one"
-    )]
-    MemoryKind {
-        /// Which memory.
-        memory: String,
-    },
-    /// The file system has no room for the memory.
-    #[error(
-        "shared memory {memory} of {wanted} bytes does not fit: its file system has {available} \
-         bytes left; ask for less, or make room"
-    )]
-    MemoryNoRoom {
-        /// Which memory.
-        memory: String,
-        /// The size asked for, rounded up, in bytes.
-        wanted: u64,
-        /// What the file system has left, in bytes.
-        available: u64,
-    },
-    /// The process may not make a file as large as the memory.
-    #[error(
-        "shared memory {memory} of {wanted} bytes is above the limit of file sizes, {limit} bytes; \
-         ask for less, or raise the limit (RLIMIT_FSIZE)"
-    )]
-    MemoryLimit {
-        /// Which memory.
-        memory: String,
-        /// The size asked for, rounded up, in bytes.
-        wanted: u64,
-        /// The limit, in bytes.
-        limit: u64,
-    },
-    /// A system call for the memory failed.
-    #[error("cannot {action} shared memory {memory}: {source}")]
-    Memory {
-        /// Which memory.
-        memory: String,
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
     /// The number of vectors is out of range.
     #[error(
         "{vectors} vectors are not possible; it must be 1 to {} (the limit of MSI-X)",
@@ -177,7 +60,7 @@ pub enum Error {
         ids: u32,
     },
     /// A system call that the server itself needs failed.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}")]
     System {
         /// What was tried.
         action: &'static str,
@@ -186,58 +69,77 @@ pub enum Error {
     },
 }
 
+/// What kind of reason an [`Error`] has, for a program that acts on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A value that the caller gave cannot be used.
+    InvalidInput,
+    /// Another process uses the socket or the memory.
+    InUse,
+    /// Something else has the name of the socket or the memory.
+    Occupied,
+    /// Another user owns it, or can change it.
+    Untrusted,
+    /// The memory does not fit in its file system, in the machine, or below a limit.
+    NoRoom,
+    /// A system call failed; the source says why.
+    System,
+}
+
 impl Error {
+    /// The kind of the reason.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Memory(error) => error.kind(),
+            Self::Listener(error) => error.kind(),
+            Self::NoSocket | Self::Vectors { .. } | Self::IdSpace { .. } => ErrorKind::InvalidInput,
+            Self::System { .. } => ErrorKind::System,
+        }
+    }
+
     /// The `errno` that says this in C.
     pub fn errno(&self) -> i32 {
-        let errno = match self {
-            Self::SocketPathLength { .. } => Errno::ENAMETOOLONG,
-            Self::SocketInUse { .. } => Errno::EADDRINUSE,
-            Self::NotASocket { .. } => Errno::EEXIST,
-            Self::MemoryInUse { .. } => Errno::EBUSY,
-            Self::MemoryKind { .. } | Self::MemoryShrink { .. } => Errno::EEXIST,
-            Self::MemoryNoRoom { .. } => Errno::ENOSPC,
-            Self::MemoryLimit { .. } => Errno::EFBIG,
-            Self::NoSocket
-            | Self::MemoryName { .. }
-            | Self::MemorySize { .. }
-            | Self::MemoryNotPowerOfTwo { .. }
-            | Self::Vectors { .. }
-            | Self::IdSpace { .. } => Errno::EINVAL,
-            Self::Socket { source, .. }
-            | Self::Memory { source, .. }
-            | Self::System { source, .. } => {
-                return source.raw_os_error().unwrap_or(Errno::EIO as i32);
-            }
-        };
-        errno as i32
+        match self {
+            Self::Memory(error) => error.errno(),
+            Self::Listener(error) => error.errno(),
+            Self::NoSocket | Self::Vectors { .. } | Self::IdSpace { .. } => Errno::EINVAL as i32,
+            Self::System { source, .. } => errno_of(source),
+        }
+    }
+
+    /// This error and its sources, for printing on one line.
+    pub fn chain(&self) -> Chain<'_> {
+        Chain(self)
     }
 }
 
-/// Prints an error and its sources on one line: "cannot bind socket: Permission denied". A source
-/// that the text before it ends with is not repeated.
+/// The `errno` of what the system said.
+pub(crate) fn errno_of(source: &io::Error) -> i32 {
+    source.raw_os_error().unwrap_or(Errno::EIO as i32)
+}
+
+/// Prints an error and its sources, each once, separated by `": "`.
 ///
 /// ```
-/// use std::io;
-/// use ivshmem::{Chain, Error};
+/// use ivshmem::{Chain, MemorySource, Server};
 ///
-/// let source = io::Error::from(io::ErrorKind::PermissionDenied);
-/// let error = Error::System { action: "make a timer", source };
-/// assert_eq!(Chain(&error).to_string(), "cannot make a timer: permission denied");
+/// let memory = MemorySource::Directory("/nowhere".into());
+/// let error = Server::builder().socket_path("socket").memory(memory).start().unwrap_err();
+/// let text = Chain(&error).to_string();
+/// assert!(text.ends_with("\"/nowhere\": No such file or directory (os error 2)"), "{text}");
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'a));
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = self.0.to_string();
+        write!(f, "{}", self.0)?;
         let mut source = self.0.source();
         while let Some(error) = source {
-            let more = error.to_string();
-            if !text.ends_with(&more) {
-                text = format!("{text}: {more}");
-            }
+            write!(f, ": {error}")?;
             source = error.source();
         }
-        f.write_str(&text)
+        Ok(())
     }
 }

@@ -92,16 +92,20 @@
 //! The library depends on libc, log, nix and thiserror only. Rust 1.85 or newer, Linux with glibc.
 
 pub mod client;
+#[doc(hidden)]
+pub mod directory;
 mod error;
 mod listener;
+mod lock_file;
 mod memory;
 mod protocol;
 mod server;
 mod sys;
 
 pub use client::Client;
-pub use error::{Chain, Error};
-pub use memory::MemorySource;
+pub use error::{Chain, Error, ErrorKind};
+pub use listener::Error as ListenerError;
+pub use memory::{Error as MemoryError, MemorySource};
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
 pub use server::{Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper};
 

@@ -249,6 +249,12 @@ impl Place {
     }
 
     /// The command of the program, with all paths in this place, and `args`.
+    /// The file whose lock a server of the memory holds.
+    pub(crate) fn shm_lock(&self) -> PathBuf {
+        Path::new("/dev/shm").join(format!(".ivshmem-lock.{}", self.name))
+    }
+
+    /// The program with everything in this place, to which arguments may be added.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(self.args()).args(args);
@@ -326,10 +332,14 @@ impl Place {
     }
 
     /// The files in /dev/shm whose name begins with that of this place.
+    /// What /dev/shm has whose name begins with that of this place, lock files included.
     fn memory(&self) -> Vec<PathBuf> {
         let all = fs::read_dir("/dev/shm").expect("the directory exists");
         let ours = |path: &PathBuf| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.name))
+            path.file_name().is_some_and(|name| {
+                let name = name.to_string_lossy();
+                name.strip_prefix(".ivshmem-lock.").unwrap_or(&name).starts_with(&self.name)
+            })
         };
         all.map(|entry| entry.expect("it can be read").path()).filter(ours).collect()
     }

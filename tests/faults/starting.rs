@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Faults during the start: the result is either a clear error, exit code 1 and no files left
-//! behind, or a server that works normally.
+//! Faults on the way to the first client: either a clear error, exit code 1 and no trace, or
+//! a server that is as good as any.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use crate::crowd::Crowd;
 use crate::matrix::{self, MATRIX, Phase, Row, Then};
 use crate::strace::{self, Call};
 
-/// Ways to start the server. They make different calls.
+/// Ways to start, which make different calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// POSIX shared memory.
@@ -29,19 +29,19 @@ enum Way {
     Directory,
     /// A sealed memfd, and the socket's mode set.
     Sealed,
-    /// With the stale socket of a killed server.
+    /// Where a killed server has left its socket.
     Leftover,
-    /// As the background process, by the internal option `--detached`.
+    /// As the background process, told so by the option that the program tells itself.
     Background,
-    /// Faults in the process that starts the background process, not in the background process.
+    /// The process that starts the one in the background, and that one untouched.
     Launch,
 }
 
-/// The directories and the memory name of one start, which show what the server leaves behind.
+/// A place for one start, and for everything that could be left behind.
 struct Place {
-    /// Has only files that the server makes.
+    /// Nothing but what the server makes.
     dir: TempDir,
-    /// Has the files of the test.
+    /// What the test makes.
     notes: TempDir,
     shm: PathBuf,
 }
@@ -53,13 +53,18 @@ impl Place {
         let shm = Path::new("/dev/shm").join(dir.path().file_name().expect("it has a name"));
         let place = Self { dir, notes, shm };
         if way == Way::Leftover {
-            drop(UnixListener::bind(place.socket()).expect("a stale socket"));
+            drop(UnixListener::bind(place.socket()).expect("a socket to be left over"));
         }
         place
     }
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
+    }
+
+    fn shm_lock(&self) -> PathBuf {
+        let name = self.dir.path().file_name().expect("it has a name").to_string_lossy();
+        Path::new("/dev/shm").join(format!(".ivshmem-lock.{name}"))
     }
 
     fn pid_file(&self) -> PathBuf {
@@ -70,16 +75,14 @@ impl Place {
         self.notes.path().join(name)
     }
 
-    /// The files that the server has left.
+    /// What is there that a server has made.
     fn left(&self, way: Way) -> BTreeSet<PathBuf> {
         let entries = fs::read_dir(self.dir.path()).expect("our own directory");
         let mut left: BTreeSet<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
         if way == Way::Leftover {
             left.remove(&self.socket());
         }
-        if self.shm.exists() {
-            left.insert(self.shm.clone());
-        }
+        left.extend([self.shm.clone(), self.shm_lock()].into_iter().filter(|path| path.exists()));
         left
     }
 
@@ -110,15 +113,16 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Kills a background process that a failed test left. A normal end removes the pid file.
+        // A background process that a failed test leaves; its own end removes the file.
         if let Ok(pid) = text_of(&self.pid_file()).trim().parse() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         let _ = fs::remove_file(&self.shm);
+        let _ = fs::remove_file(self.shm_lock());
     }
 }
 
-/// A process that is killed when this value is dropped.
+/// Ends with the test.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -128,31 +132,24 @@ impl Drop for Killed {
     }
 }
 
-/// Starts the server under `faults`. Returns strace's log and whether the server served. Panics if
-/// it neither serves nor fails with a clear error, or if it leaves files behind. If `leaves` is
-/// true, it may leave its socket.
+/// Starts, and finds out what came of it: the log of strace's, and whether it served. Panics
+/// if it is neither of the two that are allowed. Nothing must be left behind, but for the socket where it `leaves` one.
 #[track_caller]
 fn start_with(way: Way, faults: &str, leaves: bool) -> (String, bool) {
     println!("starting {way:?} with {faults}");
     let place = Place::new(way);
     let mut child = Killed(place.start(way, faults));
-    let served = wait_for("the server serves or ends", || {
+    let served = wait_for("the server serves, or ends", || {
         match child.0.try_wait().expect("waitpid works") {
             Some(status) if way == Way::Launch && status.success() => Some(true),
             Some(status) => {
                 let said = text_of(&place.note("stderr"));
                 assert_eq!(status.code(), Some(1), "{way:?}, {faults}: {status}\n{said}");
                 assert!(said.starts_with("ivshmem-server: "), "{way:?}, {faults}: {said:?}");
-                // The launcher waits for this output.
+                // What the launcher waits for.
                 let ready = !text_of(&place.note("stdout")).is_empty();
-                assert!(
-                    way != Way::Background || !ready,
-                    "{faults}: failed after it reported that it was ready"
-                );
-                assert!(
-                    said.len() > 40,
-                    "{way:?}, {faults}: an error with too little text: {said:?}"
-                );
+                assert!(way != Way::Background || !ready, "{faults}: failed when it was ready");
+                assert!(said.len() > 40, "{way:?}, {faults}: an error that says little: {said:?}");
                 Some(false)
             }
             None => (way != Way::Launch && is_served(&place)).then_some(true),
@@ -177,11 +174,12 @@ fn start_with(way: Way, faults: &str, leaves: bool) -> (String, bool) {
             assert_eq!(status.code(), Some(0), "{way:?}, {faults}: {status}");
         }
     }
-    // The launcher does not wait for the end of a background process that fails later.
+    // The launcher does not wait for a background process that fails after it.
     wait_for(&format!("{way:?}, {faults}: nothing is left behind"), || {
         let mut left = place.left(way);
         if leaves {
             left.remove(&place.socket());
+            left.remove(&place.dir.path().join(".ivshmem-lock.socket"));
         }
         (left.is_empty() || (way != Way::Launch && panic_with(&left, faults))).then_some(())
     });
@@ -192,15 +190,15 @@ fn panic_with(left: &BTreeSet<PathBuf>, faults: &str) -> ! {
     panic!("{faults}: left behind: {left:?}")
 }
 
-/// Whether the server has begun to wait for clients. Does not connect to it.
+/// Whether all is done that it does before it waits for clients, found without connecting.
 fn is_served(place: &Place) -> bool {
     text_of(&place.note("log")).contains("\nepoll_wait(")
 }
 
-/// The program's own calls, from the end of the loader and the runtime to the first wait.
+/// What the program does by itself, from after the loader and the runtime to its first wait.
 fn own_calls(way: Way) -> Vec<Call> {
     let (log, served) = start_with(way, "", false);
-    assert!(served, "{way:?} must start without faults");
+    assert!(served, "{way:?} starts when nothing fails");
     let (first, last) = match way {
         Way::Launch => ("readlink(\"/proc/self/exe\"", "exit_group"),
         _ => ("rt_sigprocmask(SIG_BLOCK, [INT TERM]", "accept4("),
@@ -214,26 +212,26 @@ fn own_calls(way: Way) -> Vec<Call> {
     calls[find(first)..find(last)].iter().filter(own).cloned().collect()
 }
 
-/// Whether exactly one call was injected, and it is the expected one.
-fn was_injected(log: &str, call: &Call, errno: &str) -> bool {
+/// Whether two runs of the program make the same calls in the same places up to here.
+fn is_at_its_place(log: &str, call: &Call, errno: &str) -> bool {
     let name = call.line.split('(').next().unwrap_or_default();
     let hits = || strace::calls(log).into_iter().filter(|call| call.line.contains("(INJECTED)"));
     hits().count() == 1 && hits().all(|hit| hit.line.starts_with(name) && hit.line.contains(errno))
 }
 
-fn check(way: Way, call: &Call, row: &Row, errno: &str) {
+fn judge(way: Way, call: &Call, row: &Row, errno: &str) {
     let name = call.line.split('(').next().unwrap_or_default();
     let faults = format!("{name}:error={errno}:when={}", call.ordinal);
     let (log, served) = start_with(way, &faults, row.then == Then::MayLeaveBehind);
-    assert!(was_injected(&log, call, errno), "{way:?}, {faults}: was not injected\n{log}");
+    assert!(is_at_its_place(&log, call, errno), "{way:?}, {faults}: was not injected\n{log}");
     match row.then {
-        Then::Fails => assert!(!served, "{way:?}: starts despite {faults}: {}", call.line),
+        Then::Fails => assert!(!served, "{way:?}: starts in spite of {faults}: {}", call.line),
         Then::Harmless => assert!(served, "{way:?}: ended by {faults}: {}", call.line),
         _ => {}
     }
 }
 
-/// Tries all faults of one way to start.
+/// Tries the faults of one way to start.
 fn try_all(way: Way) {
     let mut sum = 0;
     for call in own_calls(way) {
@@ -243,13 +241,13 @@ fn try_all(way: Way) {
             || (way == Way::Launch && call.name == "rt_sigprocmask");
         assert!(exempt || !rows.is_empty(), "in no row of the matrix: {}", call.line);
         for row in rows.into_iter().filter(|_| !exempt) {
-            // In the short form, the other ways try only one errno per call.
+            // In the short form the other ways are only looked at where they differ.
             let errnos = match matrix::is_full() || way == Way::Named {
                 true => row.errnos(),
                 false => &row.errnos()[..1],
             };
             for errno in errnos {
-                check(way, &call, row, errno);
+                judge(way, &call, row, errno);
                 sum += 1;
             }
         }
@@ -266,7 +264,7 @@ macro_rules! tests {
         })*
 
         #[test]
-        fn each_start_row_of_the_matrix_names_a_call_that_a_start_makes() {
+        fn each_call_of_the_matrix_is_made_in_some_way_to_start() {
             let calls = [$($way),*].into_iter().flat_map(own_calls);
             let made: BTreeSet<String> = calls.map(|call| call.name).collect();
             for row in MATRIX.iter().filter(|row| row.phase == Phase::Start) {
@@ -286,7 +284,7 @@ tests! {
 }
 
 #[test]
-fn an_error_that_cannot_be_printed_still_gives_exit_code_1() {
+fn an_error_that_nobody_can_read_is_still_exit_code_1() {
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let mut command = Command::new(program());
     command.args(["-F", "-S", "/nonexistent/socket", "--memfd"]).stdin(Stdio::null());
@@ -294,9 +292,9 @@ fn an_error_that_cannot_be_printed_still_gives_exit_code_1() {
     assert_eq!(status.code(), Some(1), "{status}");
 }
 
-/// So tests can count a server's descriptors as soon as it listens.
+/// Whoever counts its descriptors as soon as it listens counts right.
 #[test]
-fn a_server_opens_all_its_descriptors_before_it_listens() {
+fn a_server_that_listens_has_all_its_descriptors() {
     for way in [Way::Named, Way::Directory, Way::Sealed, Way::Leftover] {
         let calls = own_calls(way);
         let listens = calls.iter().position(|call| call.name == "listen").expect("it listens");

@@ -31,7 +31,7 @@ use super::rate_limit::RateLimit;
 use super::roster::Key;
 use super::{Event, Refusal, send};
 use crate::Chain;
-use crate::listener::Listener;
+use crate::listener::{Accept, Listener};
 
 /// The cost to accept a connection, as the number of messages that take the same time.
 const ACCEPT: usize = 8;
@@ -97,36 +97,27 @@ impl Admission {
             }
             turn.spend(ACCEPT);
             let outcome = match self.listener.accept() {
-                Ok(socket) => Candidate::new(core, socket).admit(turn),
-                Err(error) => match error.raw_os_error() {
-                    // A blocking one says EINVAL, a non-blocking one EAGAIN.
-                    Some(libc::EAGAIN | libc::EINVAL) if self.listener.is_shut_down() => {
-                        log::error!("the listening socket was shut down; no client can connect");
-                        // epoll reports a hang-up whatever it is asked for.
-                        core.reactor.forget(self.listener.as_fd());
-                        self.watch = Watch::Dead;
-                        break;
-                    }
-                    Some(libc::EAGAIN) => break,
-                    // This connection was closed while it waited. There may be another one.
-                    Some(libc::ECONNABORTED | libc::EPROTO) => continue,
-                    // Clients that have hung up still hold descriptors: remove them first, and
-                    // then try again.
-                    Some(libc::EMFILE | libc::ENFILE)
-                        if core.remove_ended(turn).unwrap_or(false) =>
-                    {
-                        continue;
-                    }
-                    Some(libc::EMFILE | libc::ENFILE) if self.refuse_one(core) => {
-                        Err(Refusal::NoDescriptors(error))
-                    }
-                    _ => {
-                        self.cannot_accept
-                            .warn(format_args!("cannot accept a client now: {error}"));
-                        self.pause(core);
-                        break;
-                    }
-                },
+                Accept::Accepted(socket) => Candidate::new(core, socket).admit(turn),
+                Accept::None => break,
+                Accept::Gone => continue,
+                // To refuse a client while those that have hung up hold what is missing would
+                // be wrong.
+                Accept::NoDescriptors(_) if core.remove_ended(turn).unwrap_or(false) => continue,
+                Accept::NoDescriptors(error) if self.refuse_one(core) => {
+                    Err(Refusal::NoDescriptors(error))
+                }
+                Accept::Dead => {
+                    log::error!("the listening socket was shut down; no client can connect");
+                    // epoll reports a hang-up whatever it is asked for.
+                    core.reactor.forget(self.listener.as_fd());
+                    self.watch = Watch::Dead;
+                    break;
+                }
+                Accept::NoDescriptors(error) | Accept::Failed(error) => {
+                    self.cannot_accept.warn(format_args!("cannot accept a client now: {error}"));
+                    self.pause(core);
+                    break;
+                }
             };
             match outcome {
                 Ok((key, event)) => {
@@ -153,7 +144,7 @@ impl Admission {
     fn refuse_one(&mut self, core: &mut Core) -> bool {
         let mut refused = false;
         if self.spare.take().is_some() {
-            if let Ok(socket) = self.listener.accept() {
+            if let Accept::Accepted(socket) = self.listener.accept() {
                 send::refuse(socket.as_fd(), 0, None);
                 refused = true;
             }
@@ -201,7 +192,7 @@ impl Admission {
         }
         // After this no process can connect; waiting connections can still be accepted.
         let _ = shutdown(self.listener.as_fd().as_raw_fd(), Shutdown::Both);
-        while let Ok(socket) = self.listener.accept() {
+        while let Accept::Accepted(socket) = self.listener.accept() {
             send::refuse(socket.as_fd(), 0, None);
         }
     }

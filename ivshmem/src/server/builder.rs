@@ -51,6 +51,7 @@ pub struct Builder {
     size: Option<u64>,
     vectors: u32,
     socket_mode: Option<u32>,
+    memory_mode: Option<u32>,
     backlog: u32,
     first_id: u16,
     id_space: u32,
@@ -65,6 +66,7 @@ impl Default for Builder {
             size: None,
             vectors: 1,
             socket_mode: None,
+            memory_mode: None,
             backlog: 4096,
             first_id: 0,
             id_space: crate::protocol::ID_SPACE,
@@ -81,8 +83,9 @@ impl Builder {
         self
     }
 
-    /// The mode of the socket's path, such as `0o660`. A user that may write to the socket may
-    /// connect. Defaults to 0777 minus the umask.
+    /// The mode of the socket's path, such as `0o660`: a process that may write to it may connect.
+    /// Defaults to 0777 without the bits of the umask. With a [`listener`](Self::listener) it is
+    /// an error.
     pub fn socket_mode(mut self, mode: u32) -> Self {
         self.socket_mode = Some(mode);
         self
@@ -98,6 +101,14 @@ impl Builder {
     /// Where the shared memory comes from. Defaults to [`MemorySource::Sealed`].
     pub fn memory(mut self, source: MemorySource) -> Self {
         self.memory = Some(source);
+        self
+    }
+
+    /// The mode of a POSIX shared memory object that the server creates, such as `0o660`,
+    /// whatever the umask is. An existing object is served only if no other user may write it
+    /// beyond what this mode allows. Defaults to 0700 without the bits of the umask.
+    pub fn memory_mode(mut self, mode: u32) -> Self {
+        self.memory_mode = Some(mode);
         self
     }
 
@@ -155,7 +166,6 @@ impl Builder {
             return Err(Error::IdSpace { ids: self.id_space });
         }
         let source = self.memory.unwrap_or(MemorySource::Sealed);
-        let sealed = matches!(source, MemorySource::Sealed);
         let size = match source {
             MemorySource::Descriptor(_) => self.size,
             _ => Some(self.size.unwrap_or(4 << 20)),
@@ -171,24 +181,18 @@ impl Builder {
             return Err(failed(action)(Errno::EMFILE.into()));
         }
         let spare = new_vector().map_err(failed("make a spare descriptor"))?;
-        let mut memory = Memory::open(source)?;
+        let mut memory = Memory::open(source, self.memory_mode)?;
         let listener = match self.socket {
-            Some(Socket::Path(path)) => Listener::bind(&path)?,
-            Some(Socket::Given(listener)) => Listener::given(listener)?,
+            Some(Socket::Path(path)) => Listener::bind(&path, self.socket_mode)?,
+            Some(Socket::Given(listener)) => Listener::given(listener, self.socket_mode)?,
             None => return Err(Error::NoSocket),
         };
-        if let Some(mode) = self.socket_mode {
-            listener.set_mode(mode)?;
-        }
-        memory.resize(size)?;
-        if sealed {
-            memory.seal()?;
-        }
+        memory.reserve(size)?;
         reactor.watch_listener(listener.as_fd())?;
         let core = Core::new(reactor, self.vectors, self.first_id, self.id_space);
         // This step is last: a server that listens has opened all its own descriptors.
         listener.listen(self.backlog)?;
-        memory.adopt();
+        memory.finish();
 
         Ok(Server {
             core,

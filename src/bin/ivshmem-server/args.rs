@@ -40,7 +40,12 @@ pub(crate) struct Args {
 
     /// Share the POSIX shared memory object NAME [default: ivshmem]
     #[arg(short = 'M', long, value_name = "NAME", overrides_with_all = ["shm_dir", "memfd"])]
-    shm_name: Option<String>,
+    shm_name: Option<OsString>,
+
+    /// Mode of a new object of -M, in octal; no effect with -m and --memfd. Existing memory that
+    /// others may write beyond this mode is refused [default: 0700 minus the umask]
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    pub(crate) shm_mode: Option<u32>,
 
     /// Share an unnamed file in DIR, which may be a hugetlbfs
     #[arg(short = 'm', long, value_name = "DIR", overrides_with_all = ["shm_name", "memfd"])]
@@ -71,7 +76,7 @@ pub(crate) struct Args {
 /// Where the shared memory is to come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Memory {
-    Name(String),
+    Name(OsString),
     Directory(PathBuf),
     Sealed,
 }
@@ -280,6 +285,7 @@ mod tests {
             ("x -n 65536", ["--vectors", "65536", "1 to 2048"]),
             ("x -l 5Q", ["--size", "5Q", "suffix"]),
             ("x --socket-mode 888", ["--socket-mode", "888", "octal"]),
+            ("x --shm-mode 1777", ["--shm-mode", "1777", "octal"]),
             ("x -v", ["-v", "daemon", "-F"]),
             ("x -z", ["-z", "unexpected", "Usage"]),
         ] {

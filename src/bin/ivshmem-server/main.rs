@@ -10,7 +10,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use ivshmem::{Event, MemorySource, Server};
+use ivshmem::{Chain, Event, MemorySource, Server};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     };
     let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
     outcome.unwrap_or_else(|error| {
+        let error = Chain(&*error);
         Output::new(io::stderr()).line(format!("ivshmem-server: {error}\n").as_bytes());
         ExitCode::FAILURE
     })
@@ -85,7 +86,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     let source = match args.memory() {
         Memory::Name(name) => {
             talk.detail(Line::PosixMemory(name.as_ref()));
-            MemorySource::Posix(name)
+            MemorySource::posix(name)
         }
         Memory::Directory(directory) => {
             talk.detail(Line::DirectoryMemory(directory.as_os_str()));
@@ -106,6 +107,9 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         .vectors(args.vectors);
     if let Some(mode) = args.socket_mode {
         builder = builder.socket_mode(mode);
+    }
+    if let Some(mode) = args.shm_mode {
+        builder = builder.memory_mode(mode);
     }
     let mut server = builder.start()?;
     server.wake_on(&signals, 0)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Several servers that want the same socket or memory, at once or one after the other: one gets it.
 //!
-//! Whoever is refused leaves nothing behind, and whoever serves does not notice.
+//! A server that is refused leaves nothing behind, and the server that serves does not notice.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -10,12 +10,14 @@ mod common;
 
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -77,6 +79,7 @@ on_each_server! {
     of_fifty_starters_on_one_socket_exactly_one_wins_and_no_memory_is_left,
     of_fifty_starters_on_one_memory_exactly_one_wins_and_no_socket_is_left,
     of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins,
+    no_client_of_a_killed_server_keeps_it_from_being_started_again,
 }
 
 /// Fifty programs that were let go at the same moment.
@@ -214,6 +217,7 @@ fn of_fifty_starters_over_what_a_killed_server_left_exactly_one_wins(target: Tar
     // And where it is only the socket that they have in common.
     drop(place.serve_by(target));
     fs::remove_file(place.shm()).expect("it was killed");
+    fs::remove_file(place.shm_lock()).expect("it was killed");
     exactly_one_wins(target, &place, Wanted::Socket);
     place.assert_holds_only(&[]);
 }
@@ -223,12 +227,14 @@ fn a_starter_that_waited_for_another_at_a_dead_socket_looks_at_it_again() {
     let place = Place::new();
     drop(UnixListener::bind(place.socket()).expect("the place is new"));
     // This test is the other starter, which is between finding the socket dead and replacing it.
-    let lock = File::open(place.dir()).expect("it is ours");
+    let lock_path = place.path(".ivshmem-lock.socket");
+    let lock = File::create(&lock_path).expect("it is ours");
+    fs::set_permissions(&lock_path, Permissions::from_mode(0o600)).expect("it is ours");
     lock.try_lock().expect("nobody else has it");
     let starter = Process::spawn(&mut place.command(&["-F"]));
-    wait_for("the starter is about to lock the directory", || {
+    wait_for("the starter is about to take the lock", || {
         let fds = fs::read_dir(format!("/proc/{}/fd", starter.pid())).ok()?;
-        let open = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to == place.dir());
+        let open = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to == lock_path);
         fds.flatten().any(open).then_some(())
     });
     fs::remove_file(place.socket()).expect("it is left alone while the lock is held");
@@ -240,24 +246,20 @@ fn a_starter_that_waited_for_another_at_a_dead_socket_looks_at_it_again() {
     place.assert_holds_only(&["socket"]);
 }
 
-/// The second finds a socket, which is gone when it asks who holds it, and a third one's when it would remove a dead one.
-/// strace makes the moments last.
+/// The second finds a socket, which is dead when it asks who holds it, and has given way to a third server's when the
+/// second would remove it. strace makes the moments last.
 #[test]
 fn a_socket_that_is_removed_and_made_anew_meanwhile_is_left_alone() {
     let place = Place::new();
     let log = place.path("log");
     let first = place.serve(&[]);
     let mut strace = Command::new("strace");
-    strace.args(["-D", "-qq", "-e", "trace=bind,connect,unlink", "-o"]).arg(&log);
-    strace.args(["-e", "inject=connect:delay_enter=3000000"]);
-    strace.args(["-e", "inject=unlink:delay_enter=5000000"]);
-    strace.args(["-e", "inject=bind:delay_enter=5000000:when=2+"]);
-    // Its memory has no name whose removal would wait too.
+    strace.args(["-D", "-qq", "-e", "trace=bind,connect,newfstatat", "-o"]).arg(&log);
+    strace.args(["-e", "inject=connect:delay_enter=3000000:delay_exit=5000000"]);
     strace.arg(program()).args(place.args()).args(["-F", "--memfd"]);
     let second = Process::spawn(&mut strace);
     wait_for("it found somebody there", || text_of(&log).contains("EADDRINUSE").then_some(()));
     first.stop();
-    wait_for("it finds nobody there", || text_of(&log).contains("ENOENT").then_some(()));
     let third = place.serve(&[]);
     let inode = || fs::metadata(place.socket()).expect("it is served").ino();
     let before = inode();
@@ -327,8 +329,7 @@ fn a_killed_server_is_replaced_while_its_clients_live_and_the_content_stays() {
     let mut peers = Vec::new();
     let mut inode = None;
     for round in 0..5_u8 {
-        // In turn in the foreground and in the background. Neither SIGKILL nor a client's copy of the memory's
-        // descriptor keeps anything locked.
+        // In turn in the foreground and in the background.
         let (foreground, background) = match round % 2 {
             0 => (Some(place.serve(&[])), None),
             _ => (None, Some(place.daemonize(&[]))),
@@ -348,5 +349,42 @@ fn a_killed_server_is_replaced_while_its_clients_live_and_the_content_stays() {
     }
     place.serve(&[]).stop();
     let _ = fs::remove_file(place.pid_file());
+    place.assert_holds_only(&[]);
+}
+
+/// Each client has a descriptor of the memory: it can lock it, open it anew, lock that too, and truncate it.
+fn no_client_of_a_killed_server_keeps_it_from_being_started_again(target: Target) {
+    let place = Place::new();
+    let server = place.serve_by(target);
+    let peer = Peer::join(&place.socket(), 1);
+    let memory = memory_of(&peer);
+    memory.write_all_at(b"content", 60_000).expect("it is there");
+    let reopened = File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/self/fd/{}", memory.as_raw_fd()))
+        .expect("the owner may");
+    let directory = File::open(place.dir()).expect("it is there");
+    let held = memory.try_clone().expect("dup works");
+    let _locks = [held, reopened, directory].map(|file| {
+        Flock::lock(file, FlockArg::LockSharedNonblock).expect("nobody else has it locked")
+    });
+    drop(server);
+    for grown in [(64 << 10) + 1, 1 << 20, 1 << 40] {
+        memory.set_len(grown).expect("a client can");
+        // Another failure in between does not make it forget what was served.
+        let taken = Process::spawn(place.command_of(target).args(["-S", "/nowhere/socket"])).end();
+        assert_eq!(taken.status.code(), Some(1), "{taken:?}");
+        let server = place.serve_by(target);
+        let peer = Peer::join(&place.socket(), 1);
+        assert_eq!(size_of(&peer), 64 << 10, "cut back from {grown}");
+        let mut bytes = [0; 7];
+        memory_of(&peer).read_exact_at(&mut bytes, 60_000).expect("it is there");
+        assert_eq!(&bytes, b"content");
+        drop(server);
+    }
+    // To ask for less than what was served is still refused.
+    run(&mut place.command(&["-F", "-l", "32K"])).assert_refused(&["65536", "32768", "shrink"]);
+    place.serve_by(target).stop();
     place.assert_holds_only(&[]);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Where a server is told to put its things, and what may be there already: somebody else's sockets and files, and
-//! directories that cannot be used. Only what is dead, or its own, is ever removed.
+//! The places that a server is given for its socket and files, and what may be there already: sockets and files of other
+//! programs, directories that cannot be used, and directories in which another user exchanges names. Only what is
+//! dead, or the server's own, is ever removed or changed.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -10,12 +11,14 @@ mod common;
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use nix::sys::stat::Mode;
@@ -25,7 +28,8 @@ use common::daemon::program;
 use common::peer::{Connection, Peer};
 use common::program::{Ended, Place, Process, in_own_mounts, run};
 use common::skip::skip;
-use common::target::Target;
+use common::target::{Target, full_size, is_root};
+use common::{wait_for, wait_up_to};
 
 on_each_server! {
     only_a_dead_socket_is_replaced_and_everything_else_in_its_place_stays,
@@ -164,10 +168,7 @@ fn run_where_nothing_may_be_written(place: &Place, args: &[&str]) -> Ended {
     // The directory that the program was built in may be closed to others.
     let copy = place.path("program");
     if !copy.exists() {
-        // A link, where it can be: a file that was just written is "busy" while another test forks.
-        fs::hard_link(program(), &copy)
-            .or_else(|_| fs::copy(program(), &copy).map(drop))
-            .expect("it can be linked or copied");
+        fs::copy(program(), &copy).expect("it can be copied");
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
     }
     let mut command = Command::new("setpriv");
@@ -204,7 +205,8 @@ fn a_directory_that_may_not_be_written_is_refused_and_nothing_is_left() {
     fs::write(place.shm(), "content").expect("/dev/shm can be written");
     fs::set_permissions(place.shm(), Permissions::from_mode(0o000)).expect("it is ours");
     let ended = run_where_nothing_may_be_written(&place, &["-F"]);
-    ended.assert_refused(&[&place.name, denied]);
+    let why = if geteuid().is_root() { "belongs to user id 0 and has mode 0000" } else { denied };
+    ended.assert_refused(&[&place.name, why]);
     assert_eq!(fs::metadata(place.shm()).expect("it is there").len(), 7);
     assert_eq!(place.names(), ["program"]);
 }
@@ -294,4 +296,187 @@ fn at_the_end_only_its_own_socket_memory_and_pid_file_are_removed() {
     for path in [place.socket(), place.shm(), place.pid_file()] {
         assert_eq!(fs::read(&path).ok().as_deref(), Some(&b"somebody else's"[..]), "{path:?}");
     }
+}
+
+/// The two names that [`exchange_names`] exchanges without end, and the target of a link that is to be one of them; a tab
+/// between each.
+const EXCHANGE: &str = "IVSHMEM_TEST_EXCHANGE";
+
+/// No test, but the attacker of the tests below: this program, started anew as another user.
+#[test]
+#[ignore = "the attacker of other tests, which start it"]
+fn exchange_names() {
+    let Ok(text) = std::env::var(EXCHANGE) else { return };
+    let words: Vec<_> = text.split('\t').collect();
+    let (one, other) = (words[0], words[1]);
+    loop {
+        for _ in 0..16 {
+            // One of the two may not be there for a moment.
+            let _ = renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE);
+        }
+        let is_link = |path| Path::new(path).is_symlink();
+        if let Some(target) = words.get(2).filter(|_| !is_link(one) && !is_link(other)) {
+            // The server may have removed it, which is no harm.
+            let _ = fs::remove_file(other);
+            let _ = symlink(target, other);
+        }
+    }
+}
+
+/// Starts a server again and again, in turn ended in order and killed, while an ordinary user exchanges two names.
+#[track_caller]
+fn start_while_names_are_exchanged(
+    place: &Place,
+    socket: &Path,
+    exchanged: &[&Path],
+    check: impl Fn(),
+) {
+    let attacker = place.path("attacker");
+    fs::copy(std::env::current_exe().expect("a test knows its own file"), &attacker).expect("room");
+    fs::set_permissions(&attacker, Permissions::from_mode(0o755)).expect("it is ours");
+    let words: Vec<_> = exchanged.iter().map(|path| path.to_str().expect("ours")).collect();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&attacker);
+    command.args(["--exact", "exchange_names", "--ignored"]).env(EXCHANGE, words.join("\t"));
+    let mut attacker = Process::spawn(&mut command);
+
+    let seconds = if full_size("exchanged names") { 10 } else { 2 };
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut rounds = 0;
+    while Instant::now() < until {
+        let socket = socket.to_str().expect("ours");
+        let args = ["-F", "-S", socket, "--socket-mode=666", "--memfd"];
+        let mut server = Process::spawn(&mut place.command(&args));
+        let ended = || (!server.is_running()).then_some(());
+        if wait_up_to(Duration::from_millis(20), ended).is_none() {
+            let signals = [Signal::SIGTERM, Signal::SIGKILL];
+            server.signal(signals[rounds % 2]);
+        }
+        let ended = server.end();
+        assert!(!ended.stderr.contains("panicked"), "{ended:?}");
+        check();
+        rounds += 1;
+    }
+    assert!(attacker.is_running() && rounds > 10, "{rounds} rounds: {:?}", attacker.end());
+}
+
+/// A directory of another user, and in it a file that is root's.
+fn their_directory(place: &Place) -> PathBuf {
+    let theirs = place.path("theirs");
+    fs::create_dir(&theirs).expect("a directory");
+    fs::set_permissions(place.dir(), Permissions::from_mode(0o755)).expect("it is ours");
+    chown(&theirs, Some(65534), Some(65534)).expect("root may");
+    theirs
+}
+
+fn write_secret(path: &Path) -> u64 {
+    fs::write(path, "secret").expect("it can be written");
+    fs::set_permissions(path, Permissions::from_mode(0o600)).expect("it is ours");
+    fs::metadata(path).expect("it is there").ino()
+}
+
+#[track_caller]
+fn assert_untouched(path: &Path, inode: u64) {
+    let meta = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    assert_eq!((meta.ino(), meta.mode() & 0o777, meta.len()), (inode, 0o600, 6), "{path:?}");
+}
+
+#[test]
+fn no_file_behind_a_link_that_is_exchanged_for_the_socket_is_changed() {
+    if !is_root("act as two users") {
+        return;
+    }
+    let place = Place::new();
+    let theirs = their_directory(&place);
+    let secret = place.path("secret");
+    let inode = write_secret(&secret);
+    let (socket, link) = (theirs.join("socket"), theirs.join("link"));
+    symlink(&secret, &link).expect("a link");
+    start_while_names_are_exchanged(&place, &socket, &[&socket, &link, &secret], || {
+        assert_untouched(&secret, inode);
+    });
+}
+
+#[test]
+fn no_file_that_is_exchanged_for_the_socket_is_changed_or_removed() {
+    if !is_root("act as two users") {
+        return;
+    }
+    let place = Place::new();
+    let theirs = their_directory(&place);
+    let (socket, file) = (theirs.join("socket"), theirs.join("file"));
+    let inode = write_secret(&file);
+    drop(UnixListener::bind(&socket).expect("the place is new"));
+    start_while_names_are_exchanged(&place, &socket, &[&socket, &file], || {
+        let names: Vec<_> = fs::read_dir(&theirs).expect("it is there").flatten().collect();
+        let entry = names.iter().find(|entry| entry.ino() == inode);
+        assert_untouched_entry(entry.map(fs::DirEntry::path).as_deref(), &names, inode);
+    });
+}
+
+/// Its name may be exchanged while this looks; its inode stays.
+#[track_caller]
+fn assert_untouched_entry(path: Option<&Path>, names: &[fs::DirEntry], inode: u64) {
+    let Some(path) = path else { panic!("it was removed: {names:?}") };
+    let same = |path: &Path| {
+        let meta = fs::symlink_metadata(path).ok().filter(|meta| meta.ino() == inode)?;
+        Some((meta.mode() & 0o777, meta.len()))
+    };
+    let both = [path.with_file_name("socket"), path.with_file_name("file")];
+    let found = wait_for("its name holds still", || both.iter().find_map(|path| same(path)));
+    assert_eq!(found, (0o600, 6));
+}
+
+#[test]
+fn no_file_in_a_directory_that_is_exchanged_is_changed_or_removed() {
+    if !is_root("act as two users") {
+        return;
+    }
+    let place = Place::new();
+    let theirs = their_directory(&place);
+    let safe = place.path("safe");
+    fs::create_dir(&safe).expect("a directory");
+    let secret = safe.join("socket");
+    let inode = write_secret(&secret);
+    let (directory, link) = (theirs.join("directory"), theirs.join("link"));
+    fs::create_dir(&directory).expect("a directory");
+    chown(&directory, Some(65534), Some(65534)).expect("root may");
+    symlink(&safe, &link).expect("a link");
+    start_while_names_are_exchanged(
+        &place,
+        &directory.join("socket"),
+        &[&directory, &link],
+        || {
+            assert_untouched(&secret, inode);
+        },
+    );
+}
+
+#[test]
+fn a_server_in_a_directory_of_another_user_serves_and_leaves_nothing() {
+    if !is_root("act as two users") {
+        return;
+    }
+    let place = Place::new();
+    let theirs = their_directory(&place);
+    let socket = theirs.join("socket");
+    let names = || fs::read_dir(&theirs).expect("it is there").count();
+    for _ in 0..2 {
+        let args = ["-F", "-S", socket.to_str().expect("ours"), "--socket-mode=660"];
+        let server = Process::spawn(&mut place.command(&args));
+        let connected = wait_for("it listens", || UnixStream::connect(&socket).ok());
+        drop(connected);
+        assert_eq!(fs::metadata(&socket).expect("it is there").mode() & 0o777, 0o660);
+        assert_eq!(names(), 1, "the socket alone");
+        run(&mut place.command(&[&args[..], &["--memfd"]].concat())).assert_refused(&["in use"]);
+        assert_eq!(names(), 1, "the socket alone");
+        // Killed, it leaves its socket, which the next round replaces.
+        drop(server);
+    }
+    let args = ["-F", "-S", socket.to_str().expect("ours")];
+    let server = Process::spawn(&mut place.command(&args));
+    wait_for("it listens", || UnixStream::connect(&socket).ok());
+    server.stop();
+    assert_eq!(names(), 0);
+    place.assert_holds_only(&["theirs"]);
 }

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Why the shared memory cannot be served.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::io;
+
+use nix::errno::Errno;
+
+use super::size::MAX_SIZE;
+use crate::error::{ErrorKind, errno_of};
+
+/// Why the shared memory cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another server serves this shared memory.
+    #[error("shared memory {name:?} is in use by another server; stop it or choose another name")]
+    InUse {
+        /// The name of the POSIX shared memory object.
+        name: OsString,
+    },
+    /// The name cannot be one of a POSIX shared memory object.
+    #[error(
+        "shared memory name {name:?} is not valid; it must be 1 to 254 bytes with no '/' but \
+         at its start, and not \".\" or \"..\", and must not begin with \".ivshmem-lock.\""
+    )]
+    Name {
+        /// The name as given.
+        name: OsString,
+    },
+    /// The mode for a POSIX shared memory object cannot be used.
+    #[error(
+        "mode {mode:o} is not possible for shared memory; it must be 600 to 777 in octal and let its owner read and write"
+    )]
+    Mode {
+        /// The mode as given.
+        mode: u32,
+    },
+    /// The object is larger than asked for. To shrink it would kill, by SIGBUS, each process
+    /// that has mapped what is cut off.
+    #[error(
+        "shared memory {memory} has {has} bytes already and would have to shrink to {wanted}; \
+         ask for {has} bytes, or remove it if nobody uses it"
+    )]
+    Shrink {
+        /// Which memory.
+        memory: String,
+        /// Its size, in bytes.
+        has: u64,
+        /// The size asked for, rounded up, in bytes.
+        wanted: u64,
+    },
+    /// No memory can have this size.
+    #[error(
+        "shared memory size {size} is not possible; it must be 1 to {MAX_SIZE} bytes and is \
+         rounded up to a power of two"
+    )]
+    Size {
+        /// The size asked for, in bytes.
+        size: u64,
+    },
+    /// The object given has a size that QEMU cannot use for a PCI BAR.
+    #[error(
+        "shared memory {memory} has {size} bytes; its size must be a power of two, as it \
+         becomes a PCI BAR"
+    )]
+    NotPowerOfTwo {
+        /// Which memory.
+        memory: String,
+        /// Its size, in bytes.
+        size: u64,
+    },
+    /// Something that is not a memory object has its name.
+    #[error(
+        "shared memory {memory} is no regular file; remove what has that name, or choose another \
+         name"
+    )]
+    NotAFile {
+        /// Which memory.
+        memory: String,
+    },
+    /// Another user owns the object, and so could change or remove it at any time.
+    #[error(
+        "{memory} belongs to user id {owner} and has mode {mode:04o}, but the server runs as user \
+         id {user} and uses only what that user owns; remove it, or choose another name"
+    )]
+    Foreign {
+        /// Which object.
+        memory: String,
+        /// The user who owns it.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+        /// The user that the server runs as.
+        user: u32,
+    },
+    /// Other users may write the object, and nobody told the server that they may.
+    #[error(
+        "{memory} of user id {owner} has mode {mode:04o}, so others may write it, but the mode for \
+         shared memory is {allowed:04o}; change the mode of the object, or allow it to the server"
+    )]
+    Writable {
+        /// Which object.
+        memory: String,
+        /// The user who owns it.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+        /// The mode that a new object would get.
+        allowed: u32,
+    },
+    /// The file system has no room for the memory.
+    #[error(
+        "shared memory {memory} of {wanted} bytes does not fit: its file system has {available} \
+         bytes left; ask for less, or make room"
+    )]
+    NoRoom {
+        /// Which memory.
+        memory: String,
+        /// The size asked for, rounded up, in bytes.
+        wanted: u64,
+        /// What the file system has left, in bytes.
+        available: u64,
+    },
+    /// The process may not make a file as large as the memory.
+    #[error(
+        "shared memory {memory} of {wanted} bytes is above the limit of file sizes, {limit} bytes; \
+         ask for less, or raise the limit (RLIMIT_FSIZE)"
+    )]
+    Limit {
+        /// Which memory.
+        memory: String,
+        /// The size asked for, rounded up, in bytes.
+        wanted: u64,
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// A system call for the memory failed.
+    #[error("cannot {action} shared memory {memory}")]
+    System {
+        /// Which memory.
+        memory: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The kind of the reason.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InUse { .. } => ErrorKind::InUse,
+            Self::NotAFile { .. } | Self::Shrink { .. } => ErrorKind::Occupied,
+            Self::Foreign { .. } | Self::Writable { .. } => ErrorKind::Untrusted,
+            Self::NoRoom { .. } | Self::Limit { .. } => ErrorKind::NoRoom,
+            Self::Name { .. }
+            | Self::Mode { .. }
+            | Self::Size { .. }
+            | Self::NotPowerOfTwo { .. } => ErrorKind::InvalidInput,
+            Self::System { .. } => ErrorKind::System,
+        }
+    }
+
+    /// The `errno` that says this in C.
+    pub fn errno(&self) -> i32 {
+        let errno = match self {
+            Self::InUse { .. } => Errno::EBUSY,
+            Self::NotAFile { .. } | Self::Shrink { .. } => Errno::EEXIST,
+            Self::Foreign { .. } | Self::Writable { .. } => Errno::EACCES,
+            Self::NoRoom { .. } => Errno::ENOSPC,
+            Self::Limit { .. } => Errno::EFBIG,
+            Self::Name { .. }
+            | Self::Mode { .. }
+            | Self::Size { .. }
+            | Self::NotPowerOfTwo { .. } => Errno::EINVAL,
+            Self::System { source, .. } => return errno_of(source),
+        };
+        errno as i32
+    }
+
+    /// For `map_err`: the call that does `action` to `memory` failed.
+    pub(super) fn system<E: Into<io::Error>>(
+        memory: &str,
+        action: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        let memory = memory.to_owned();
+        move |source| Self::System { memory, action, source: source.into() }
+    }
+}

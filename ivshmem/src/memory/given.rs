@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Memory that the caller has already: an open object of any kind.
+//!
+//! Where it comes from, who owns it and what is in it is the caller's business.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use super::Kind;
+
+#[derive(Debug)]
+pub(super) struct Given {
+    object: File,
+}
+
+impl Given {
+    pub(super) fn new(descriptor: OwnedFd) -> Self {
+        Self { object: File::from(descriptor) }
+    }
+}
+
+impl Kind for Given {
+    fn object(&self) -> &File {
+        &self.object
+    }
+
+    fn label(&self) -> String {
+        "(given descriptor)".into()
+    }
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A POSIX shared memory object: a name in /dev/shm, which every user may write.
+//!
+//! # Exactly one live server serves a name
+//! The server holds the lock of a file beside the object, `/dev/shm/.ivshmem-lock.NAME`, of mode
+//! 0600 (`lock_file.rs`). A lock on the object itself would be none: clients have a descriptor of
+//! it, can lock that, and outlive the server, which could then not be started again. Other ways
+//! were considered: an abstract socket can be taken by any user, and is not seen from another
+//! network namespace, in which a service may well run; /proc/locks does not tell whether a holder
+//! is a server. A process that runs as the server's own user can take the lock too, but none does
+//! so by accident, as a QEMU that the lock's descriptor was never given to.
+//!
+//! # A client can change the size
+//! It has a descriptor that it may write through, and so it may truncate. A server that is killed
+//! leaves its lock file, whose length is 1 plus the binary logarithm of the size that it
+//! served. If the object is larger now, a client has made it so, and it is cut back to the size
+//! asked for, if that is not below the size served: no client was promised more. Without that
+//! note, an object that is larger than asked for is refused, as then it may be wanted.
+//!
+//! # Whose an object is
+//! Any user may make an object of this name before the server does. It is served only if the
+//! server's own user owns it, and if no one else may write it but those whom the mode that a new
+//! object would get allows to. In /dev/shm, which is sticky, no other user can then exchange it.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::geteuid;
+
+use super::{DEFAULT_MODE, Error, Kind};
+use crate::directory::{Directory, Entry};
+use crate::lock_file::{self, Failure, LockFile, MAX_NOTE};
+
+/// Where shm_open(3) of Linux's C libraries has its names.
+const SHM_DIRECTORY: &str = "/dev/shm";
+
+/// Write permission for others than the owner.
+const OTHERS_WRITE: u32 = 0o022;
+
+#[derive(Debug)]
+pub(super) struct Posix {
+    directory: Directory,
+    lock: LockFile,
+    object: File,
+    entry: Entry,
+    /// In the directory.
+    name: OsString,
+    label: String,
+    /// Whether the name goes when this is dropped.
+    removes_name: bool,
+}
+
+impl Posix {
+    pub(super) fn open(given: OsString, mode: Option<u32>) -> Result<Self, Error> {
+        let Some(name) = valid_name(&given) else {
+            return Err(Error::Name { name: given });
+        };
+        if let Some(mode) = mode.filter(|mode| mode & !0o177 != 0o600) {
+            return Err(Error::Mode { mode });
+        }
+        let label = format!("{given:?}");
+        let directory =
+            Directory::open(Path::new(SHM_DIRECTORY)).map_err(Error::system(&label, "find"))?;
+        let mut lock = acquire(&directory, &name, &given)?;
+        match find_or_make(&directory, &name, &label, mode) {
+            Ok((object, entry, removes_name)) => {
+                let directory = directory.park();
+                Ok(Self { directory, lock, object, entry, name, label, removes_name })
+            }
+            Err(error) => {
+                end(&directory, &mut lock, false);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The bare name, if it can be one. Slashes at the start do not count, as for shm_open(3).
+fn valid_name(given: &OsStr) -> Option<OsString> {
+    let bytes = given.as_bytes();
+    let start = bytes.iter().position(|&byte| byte != b'/')?;
+    let bare = &bytes[start..];
+    let is_valid = bare.len() <= 254
+        && !matches!(bare, b"." | b"..")
+        && !bare.iter().any(|byte| matches!(byte, b'/' | b'\0'))
+        && !bare.starts_with(lock_file::PREFIX.as_bytes());
+    is_valid.then(|| OsStr::from_bytes(bare).to_owned())
+}
+
+fn acquire(directory: &Directory, name: &OsStr, given: &OsStr) -> Result<LockFile, Error> {
+    let lock = LockFile::name_for(name);
+    LockFile::acquire(directory, &lock, Duration::ZERO).map_err(|failure| match failure {
+        Failure::Held => Error::InUse { name: given.to_owned() },
+        Failure::Foreign(entry) => Error::Foreign {
+            memory: format!("the lock file {:?} of shared memory {given:?}", lock_path(&lock)),
+            owner: entry.owner,
+            mode: entry.permissions(),
+            user: geteuid().as_raw(),
+        },
+        Failure::System(source) => {
+            Error::System { memory: format!("{given:?}"), action: "lock", source }
+        }
+    })
+}
+
+fn lock_path(lock: &OsStr) -> std::path::PathBuf {
+    Path::new(SHM_DIRECTORY).join(lock)
+}
+
+/// The object, and whether it is ours to remove should the start fail.
+fn find_or_make(
+    directory: &Directory,
+    name: &OsStr,
+    label: &str,
+    mode: Option<u32>,
+) -> Result<(File, Entry, bool), Error> {
+    let failed = |action| Error::system::<io::Error>(label, action);
+    let default = mode.unwrap_or(DEFAULT_MODE);
+    loop {
+        match directory.create(name, default) {
+            Ok(object) => {
+                let entry = Entry::of(&object).map_err(failed("look at"));
+                let made = match (entry, mode) {
+                    // Whatever the umask says.
+                    (Ok(entry), Some(mode)) => object
+                        .set_permissions(Permissions::from_mode(mode))
+                        .map(|()| entry)
+                        .map_err(failed("set the mode of")),
+                    (entry, _) => entry,
+                };
+                return match made {
+                    Ok(entry) => Ok((object, entry, true)),
+                    Err(error) => {
+                        if let Ok(Some(entry)) = directory.look(name) {
+                            let _ = directory.remove(name, &entry);
+                        }
+                        Err(error)
+                    }
+                };
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("create")(error)),
+        }
+        // Looked at first, since to open a thing of another user can have effects.
+        let Some(found) = directory.look(name).map_err(failed("look at"))? else { continue };
+        check(&found, label, default)?;
+        let object = match directory.open_existing(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            result => result.map_err(failed("open"))?,
+        };
+        let entry = Entry::of(&object).map_err(failed("look at"))?;
+        if !entry.is(&found) {
+            continue;
+        }
+        check(&entry, label, default)?;
+        // A server that was killed right after it had made the object left it so: no server has
+        // given it a size, and somebody else would hardly have given it this mode.
+        let as_made = entry.length == 0 && entry.permissions() == default;
+        return Ok((object, entry, as_made));
+    }
+}
+
+fn check(entry: &Entry, label: &str, allowed: u32) -> Result<(), Error> {
+    if !entry.is_type(libc::S_IFREG) {
+        return Err(Error::NotAFile { memory: label.to_owned() });
+    }
+    let memory = format!("shared memory {label}");
+    let (owner, mode) = (entry.owner, entry.permissions());
+    if !entry.is_own() {
+        return Err(Error::Foreign { memory, owner, mode, user: geteuid().as_raw() });
+    }
+    if mode & OTHERS_WRITE & !allowed != 0 {
+        return Err(Error::Writable { memory, owner, mode, allowed });
+    }
+    Ok(())
+}
+
+impl Kind for Posix {
+    fn object(&self) -> &File {
+        &self.object
+    }
+
+    fn label(&self) -> String {
+        self.label.clone()
+    }
+
+    fn served(&self) -> Option<u64> {
+        let logarithm = u32::try_from(self.lock.noted().checked_sub(1)?).ok()?;
+        1u64.checked_shl(logarithm)
+    }
+
+    fn reserved(&mut self, size: u64) -> Result<(), Error> {
+        // Beyond this limit the kernel would not only refuse, but kill.
+        let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
+        if limit < MAX_NOTE {
+            return Ok(());
+        }
+        let note = u64::from(size.ilog2()) + 1;
+        self.lock.note(note).map_err(Error::system(&self.label, "note the size of"))
+    }
+
+    /// From now on the name is removed at the end, whoever made the object. The reference does
+    /// so too.
+    fn finish(&mut self) {
+        self.removes_name = true;
+    }
+}
+
+impl Drop for Posix {
+    fn drop(&mut self) {
+        if self.removes_name {
+            if let Err(error) = self.directory.remove(&self.name, &self.entry) {
+                log::warn!("cannot remove shared memory {}: {error}", self.label);
+            }
+        }
+        end(&self.directory, &mut self.lock, self.removes_name);
+    }
+}
+
+/// Gives up the lock. A start that failed keeps the note of the server before it for the next one.
+fn end(directory: &Directory, lock: &mut LockFile, removes_name: bool) {
+    if removes_name || lock.noted() == 0 {
+        lock.release(directory);
+    } else {
+        lock.release_and_keep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_shm_open_but_for_those_of_lock_files() {
+        for (given, bare) in [("a", Some("a")), ("//a", Some("a")), (".a", Some(".a"))] {
+            assert_eq!(valid_name(given.as_ref()).as_deref(), bare.map(OsStr::new), "{given}");
+        }
+        let long = "x".repeat(255);
+        for given in ["", "/", "a/b", ".", "/..", "a\0b", ".ivshmem-lock.a", &long] {
+            assert_eq!(valid_name(given.as_ref()), None, "{given:?}");
+        }
+        assert!(valid_name(OsStr::from_bytes(b"\xff")).is_some());
+    }
+}
