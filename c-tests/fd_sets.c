@@ -64,6 +64,11 @@ int main(void)
     CHECK(ivshmem_server_handle_fds(&server, &peers, FD_SETSIZE) == 0);
     CHECK(list_length(&server) == 0);
     close(client);
+    /* its connection stays open until it has read its messages or ended, as now */
+    FD_ZERO(&peers);
+    maxfd = 0;
+    ivshmem_server_get_fds(&server, &peers, &maxfd);
+    CHECK(ivshmem_server_handle_fds(&server, &peers, maxfd) == 0);
 
     /* all descriptors below 1024 taken: clients go on, and no bit is set beyond the set */
     top = last = -1;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! A running server and what its C structure shows of it.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, OsString, c_char, c_int};
+use std::mem::{Discriminant, discriminant};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -13,7 +15,7 @@ use super::fdset::FdSet;
 use super::list::{self, List};
 use super::report::{self, Failure, RateLimit, say};
 use super::verbose::{self, Line};
-use ivshmem::{Chain, Event, MemorySource, Server};
+use ivshmem::{Chain, Event, MemorySource, Refusal, Server};
 
 /// A server that runs. Dropped, it is closed, and the structure is left as it is.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub(super) struct State {
     /// comes and goes by itself.
     watched: FdSet,
     /// Of the lines about refused clients. A client can try to connect as often as it likes.
-    refusals: RateLimit,
+    refusals: HashMap<Discriminant<Refusal>, RateLimit>,
 }
 
 /// Whether the caller wants verbose lines.
@@ -122,7 +124,7 @@ impl State {
             (&raw mut (*server).sock_fd).write(running.listener().as_raw_fd());
             (&raw mut (*server).shm_fd).write(running.memory().as_raw_fd());
         }
-        Ok(Self { server: running, list: List::default(), watched, refusals: RateLimit::default() })
+        Ok(Self { server: running, list: List::default(), watched, refusals: HashMap::new() })
     }
 
     /// Whether the structure still shows this server, as far as the library writes it.
@@ -186,9 +188,10 @@ impl State {
                         self.watched.remove(socket);
                     }
                 }
-                Event::Refused(refusal) if verbose => {
-                    let line = format!("client refused: {}", Chain(&refusal));
-                    self.refusals.pass(line).into_iter().for_each(say);
+                Event::Refused { reason, .. } if verbose => {
+                    let line = format!("client refused: {}", Chain(&reason));
+                    let limit = self.refusals.entry(discriminant(&reason)).or_default();
+                    limit.pass(line).into_iter().for_each(say);
                 }
                 _ => {}
             }

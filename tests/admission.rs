@@ -33,9 +33,9 @@ fn one_that_only_knocked_costs_no_id_and_nobody_hears_of_it() {
         matches!(
             events[..],
             [
-                Event::Refused(Refusal::Ended),
-                Event::Refused(Refusal::Ended),
-                Event::Refused(Refusal::Ended),
+                Event::Refused { reason: Refusal::Ended, .. },
+                Event::Refused { reason: Refusal::Ended, .. },
+                Event::Refused { reason: Refusal::Ended, .. },
                 Event::Joined { id: 1, .. },
             ]
         ),

@@ -212,11 +212,12 @@ fn without_a_free_id_a_client_is_refused_and_the_event_names_the_reason() {
     assert_eq!(server.next_id(), None);
     let third = UnixStream::connect(&path).expect("the server listens");
     let events = until(&mut server, |events| !events.is_empty());
-    assert!(matches!(events[..], [Event::Refused(Refusal::NoIds)]), "{events:?}");
-    let Event::Refused(refusal) = &events[0] else {
+    assert!(matches!(events[..], [Event::Refused { reason: Refusal::NoIds, .. }]), "{events:?}");
+    let Event::Refused { reason: refusal, credentials, .. } = &events[0] else {
         unreachable!("the assertion above checked it")
     };
     assert!(refusal.to_string().contains("no id is left"), "{refusal}");
+    assert_eq!(credentials.map(|who| who.pid), Some(std::process::id() as i32));
     let refused = Client::builder().connect_timeout(PATIENCE).adopt(third);
     let refused = refused.expect_err("the server refused the client");
     assert!(

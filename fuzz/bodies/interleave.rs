@@ -217,8 +217,8 @@ impl Scenario {
                     seen.left += 1;
                 }
                 // The client ended before it was admitted, so it is not one that did nothing wrong.
-                Event::Refused(Refusal::Ended) => {}
-                Event::Refused(refusal) => {
+                Event::Refused { reason: Refusal::Ended, .. } => {}
+                Event::Refused { reason: refusal, .. } => {
                     let known = matches!(refusal, Refusal::NoIds | Refusal::NoDescriptors(_));
                     assert!(known, "refused: {refusal}");
                     self.refused += 1;

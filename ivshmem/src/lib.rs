@@ -74,7 +74,7 @@
 //!     match event {
 //!         Event::Joined { id, .. } => println!("{id} joined"),
 //!         Event::Left { id, reason, .. } => println!("{id} left: {reason}"),
-//!         Event::Refused(why) => println!("refused: {why}"),
+//!         Event::Refused { reason, .. } => println!("refused: {reason}"),
 //!         other => println!("{other:?}"),
 //!     }
 //! }
@@ -107,7 +107,9 @@ pub use error::{Chain, Error, ErrorKind};
 pub use listener::Error as ListenerError;
 pub use memory::{Error as MemoryError, MemorySource};
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
-pub use server::{Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper};
+pub use server::{
+    Applicant, Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper,
+};
 
 // The examples of the README are tests.
 #[cfg(doctest)]

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
 
 use crate::protocol::MAX_SOCKET_PATH;
+use crate::sys;
 
 mod accept;
 mod bound;
@@ -29,6 +30,7 @@ pub(crate) struct Listener {
     // Dropped before the socket, which it needs open.
     bound: Option<Bound>,
     socket: UnixListener,
+    refuses_descriptors: bool,
 }
 
 impl Listener {
@@ -44,7 +46,9 @@ impl Listener {
             Error::Socket { path: path.into(), action: "create", source: errno.into() }
         })?;
         let bound = Bound::bind(&fd, path, mode)?;
-        Ok(Self { bound: Some(bound), socket: UnixListener::from(fd) })
+        // Connections inherit it.
+        let refuses_descriptors = sys::refuse_descriptors(fd.as_fd()).is_ok();
+        Ok(Self { bound: Some(bound), socket: UnixListener::from(fd), refuses_descriptors })
     }
 
     /// Takes a socket that the caller has bound; its path, if any, stays the caller's, and so
@@ -57,7 +61,9 @@ impl Listener {
             action: "make the given socket non-blocking",
             source,
         })?;
-        Ok(Self { bound: None, socket })
+        // A connection that waits already may have got descriptors before.
+        let _ = sys::refuse_descriptors(socket.as_fd());
+        Ok(Self { bound: None, socket, refuses_descriptors: false })
     }
 
     /// Begins to listen, with room for `backlog` connections that wait to be accepted (the
@@ -90,6 +96,11 @@ impl Listener {
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         // What poll cannot tell, accept will.
         poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+    }
+
+    /// Whether no connection can have descriptors of its client.
+    pub(crate) fn refuses_descriptors(&self) -> bool {
+        self.refuses_descriptors
     }
 
     /// The path that was bound here; none for a socket that the caller gave.

@@ -29,25 +29,31 @@ use crate::Error;
 use crate::memory::Memory;
 use crate::sys;
 
+mod accounts;
 mod admission;
+mod applicant;
 mod broadcast;
 mod builder;
+mod closing;
 mod connection;
 mod core;
 mod event;
 mod in_flight;
+mod limits;
 mod peer;
 mod rate_limit;
 mod reactor;
 mod roster;
 mod send;
+mod waiting;
 
 use admission::Admission;
+pub use applicant::{Applicant, Credentials};
 use broadcast::Broadcast;
 pub use builder::Builder;
 use core::{Core, Turn};
 pub use event::{Event, LeaveReason, Refusal, Stats};
-pub use peer::{Credentials, Peer};
+pub use peer::Peer;
 use reactor::Source;
 
 /// A running server.
@@ -170,7 +176,13 @@ impl Server {
     /// ```
     pub fn stats(&self) -> Stats {
         let (ids_free, ids_remembered) = self.core.clients.ids_left();
-        Stats { peers: self.core.clients.len(), ids_free, ids_remembered, ..self.core.stats }
+        Stats {
+            peers: self.core.clients.len(),
+            ids_free,
+            ids_remembered,
+            lingering: self.core.accounts.lingering(),
+            ..self.core.stats
+        }
     }
 
     /// The size of the shared memory, in bytes.
@@ -278,7 +290,8 @@ impl Server {
                         broadcast.start_round();
                     }
                 }
-                Source::Ended(_) => {}
+                // Of a client that was removed before, it reports only changes.
+                Source::Ended(key) => core.settle(key.to_u64()),
             }
         }
         if timer {
@@ -286,9 +299,9 @@ impl Server {
             admission.resume(core);
             broadcast.retry(core, memory, &mut turn);
         }
-        if connections {
+        if connections || admission.has_waiting() {
             let left = core.stats.left;
-            let admitted = admission.run(core, &mut turn);
+            let admitted = admission.run(core, &mut turn, connections);
             if !admitted.is_empty() || core.stats.left > left {
                 broadcast.start_round();
             }
@@ -305,7 +318,7 @@ impl Server {
             broadcast.start_round();
             broadcast.run(core, memory, &mut turn);
         }
-        core.reactor.set_due(broadcast.has_work());
+        core.reactor.set_due(broadcast.has_work() || admission.has_waiting());
         Ok(turn.events)
     }
 
@@ -340,7 +353,7 @@ impl Drop for Server {
         for (index, (_, connection)) in clients.iter().enumerate() {
             connection.hang_up(clients.greeting_left(index));
         }
-        self.admission.close();
+        self.admission.close(&mut self.core);
     }
 }
 

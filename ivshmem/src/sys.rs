@@ -9,11 +9,13 @@ mod eventfd;
 mod mapping;
 mod receive;
 mod send;
+mod socket;
 
 pub(crate) use eventfd::take_count;
 pub(crate) use mapping::Mapping;
 pub(crate) use receive::receive;
 pub(crate) use send::{Run, SendBuffer};
+pub(crate) use socket::{peer_groups, refuse_descriptors, unread_bytes};
 
 use std::os::fd::AsRawFd;
 use std::time::Duration;

@@ -20,6 +20,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg};
 
+use super::user::as_user;
 use super::view::{Ids, View};
 
 /// The most messages that one call reads.
@@ -52,6 +53,8 @@ struct Client {
 pub(crate) struct Crowd {
     socket: PathBuf,
     vectors: u32,
+    /// The user that its clients belong to; none is the user of this process.
+    user: Option<u32>,
     epoll: Epoll,
     clients: Vec<Option<Client>>,
     /// The numbers of the clients that may still have messages to read.
@@ -65,12 +68,19 @@ impl Crowd {
         Self {
             socket: socket.to_owned(),
             vectors: u32::from(vectors),
+            user: None,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll instance"),
             clients: Vec::new(),
             waiting: BTreeSet::new(),
             headers: MultiHeaders::preallocate(RUN, None),
             others: Ids::default(),
         }
+    }
+
+    /// Lets its clients belong to another user. The test must be root.
+    pub(crate) fn of_user(mut self, uid: u32) -> Self {
+        self.user = Some(uid);
+        self
     }
 
     /// Names a client outside of this crowd that all clients of the crowd must know.
@@ -88,7 +98,12 @@ impl Crowd {
     #[track_caller]
     pub(crate) fn connect(&mut self, reads: bool) -> usize {
         // If the backlog is full, this blocking connect waits, as QEMU's does.
-        let stream = UnixStream::connect(&self.socket).unwrap_or_else(|error| {
+        let connect = || UnixStream::connect(&self.socket);
+        let stream = match self.user {
+            Some(uid) => as_user(uid, connect),
+            None => connect(),
+        };
+        let stream = stream.unwrap_or_else(|error| {
             panic!("client {} cannot connect: {error}", self.clients.len())
         });
         let number = self.clients.len();

@@ -15,6 +15,7 @@ pub(crate) mod program;
 pub(crate) mod qtest;
 pub(crate) mod skip;
 pub(crate) mod target;
+pub(crate) mod user;
 pub(crate) mod view;
 pub(crate) mod vm;
 

@@ -99,6 +99,8 @@ pub(crate) const MATRIX: &[Row] = &[
         "EFAULT", "EINVAL", "ELOOP", "ENAMETOOLONG", "ENOMEM", "ENOSPC", "ENOTDIR", "EROFS"]),
     row(Start, "connect", FailsOrHarmless, 3, &["EACCES", "EPROTOTYPE", "ENOENT", "EAGAIN",
         "ECONNREFUSED", "EINTR", "EPERM", "ETIMEDOUT"]),
+    // Older kernels cannot refuse descriptors from clients.
+    row(Start, "setsockopt", Harmless, 1, &["ENOPROTOOPT", "EBADF", "ENOTSOCK", "EFAULT", "EPERM"]),
     row(Start, "listen", Fails, 1, &["EADDRINUSE", "EBADF", "ENOTSOCK", "EOPNOTSUPP", "EINVAL"]),
     row(Start, "chmod", Fails, 1, &["EPERM", "EROFS", "ENOENT", "EIO", "ENOMEM"]),
     // Going to the background, and the pid file.
@@ -142,7 +144,12 @@ pub(crate) const MATRIX: &[Row] = &[
         "ENOMEM"]),
     row(Serve, "epoll_ctl", MayDropOne, 2, &["ENOMEM", "ENOSPC", "EPERM", "EEXIST", "ENOENT",
         "EINVAL", "EBADF", "ELOOP"]),
+    // The server looks in /proc for its own descriptors and privileges, and for the names of clients' programs.
+    row(Serve, "openat", DropsNone, 2, &["EMFILE", "ENFILE", "ENOENT", "EACCES", "ENOMEM", "EINTR"]),
+    row(Serve, "read", DropsNone, 2, &["EIO", "EINTR", "ESRCH"]),
     // Sending to clients.
+    // How many messages a client has not read. If the kernel does not tell, the server assumes the most.
+    row(Serve, "ioctl", DropsNone, 2, &["EFAULT", "EINVAL", "ENOTTY", "EBADF"]),
     row(Serve, "sendmmsg", DropsNone, 5, &["EAGAIN", "EINTR", "ETOOMANYREFS", "ENOBUFS",
         "ENOMEM"]),
     row(Serve, "sendmmsg", MayDropOne, 2, &["EPIPE", "ECONNRESET", "EACCES", "EBADF",

@@ -221,6 +221,7 @@ impl Broadcast {
             let at_end = index == core.clients.len() || core.clients.key(index) >= round.end;
             if at_end {
                 self.visited = self.visited.max(round.end);
+                core.accounts.round_ended();
             } else {
                 self.round = Some(round);
             }
@@ -244,9 +245,12 @@ impl Broadcast {
             if sent >= limit {
                 break Verdict::More;
             }
+            let most = core.room(index, batch.min(limit - sent));
+            if most == 0 {
+                break Verdict::Full;
+            }
             let clients = &core.clients;
             let socket = clients.payload(index).socket.as_fd();
-            let most = batch.min(limit - sent);
             let (count, verdict) = self.sender.send(socket, &mut partial, most, |run, most| {
                 clients.for_each_message(index, most, |message| {
                     let (value, descriptor) = on_the_wire(&message, memory);
@@ -258,6 +262,7 @@ impl Broadcast {
                 });
             });
             core.clients.note_told(index, count);
+            core.clients.payload_mut(index).unread.note_sent(count);
             sent += count;
             match verdict {
                 Verdict::More => batch = batch.saturating_mul(2),

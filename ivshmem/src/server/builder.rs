@@ -11,8 +11,11 @@ use nix::errno::Errno;
 
 use super::Server;
 use super::admission::{Admission, new_vector};
+use super::applicant::Applicant;
 use super::broadcast::Broadcast;
+use super::closing::Closer;
 use super::core::Core;
+use super::limits::Limits;
 use super::reactor::Reactor;
 use crate::listener::Listener;
 use crate::memory::Memory;
@@ -56,6 +59,7 @@ pub struct Builder {
     first_id: u16,
     id_space: u32,
     selectable: bool,
+    limits: Limits,
 }
 
 impl Default for Builder {
@@ -71,6 +75,7 @@ impl Default for Builder {
             first_id: 0,
             id_space: crate::protocol::ID_SPACE,
             selectable: false,
+            limits: Limits::default(),
         }
     }
 }
@@ -147,6 +152,36 @@ impl Builder {
         self
     }
 
+    /// Asks `rule` about each connection, before it is given an id or sent a byte. With an error
+    /// the client is refused; the text is the reason for the log.
+    ///
+    /// The rule runs inside of [`Server::dispatch`]: it should not wait. See [`Applicant`] for
+    /// an example.
+    pub fn admit(
+        mut self,
+        rule: impl FnMut(&Applicant<'_>) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.limits.rule = Some(Box::new(rule));
+        self
+    }
+
+    /// The number of clients that may be connected at the same time. Defaults to no limit but
+    /// that of ids and descriptors.
+    pub fn max_clients(mut self, clients: u32) -> Self {
+        self.limits.clients = Some(clients);
+        self
+    }
+
+    /// What one user may hold: connections, ended connections with unread messages, and ids that
+    /// are remembered because a connected client was told of a client of this user that left.
+    ///
+    /// Defaults to no limit. Even then the last ids (1,024 of 65,536) and the descriptors of 16
+    /// clients (a sixty-fourth of all, at most) are for users that hold few.
+    pub fn max_clients_per_uid(mut self, clients: u32) -> Self {
+        self.limits.clients_per_uid = Some(clients);
+        self
+    }
+
     /// Requires that `select(2)` can watch the server's descriptor: it must be smaller than
     /// `FD_SETSIZE` (1,024). Otherwise `start` fails with `EMFILE`.
     pub fn selectable(mut self) -> Self {
@@ -189,14 +224,15 @@ impl Builder {
         };
         memory.reserve(size)?;
         reactor.watch_listener(listener.as_fd())?;
-        let core = Core::new(reactor, self.vectors, self.first_id, self.id_space);
+        let closer = Closer::new(listener.refuses_descriptors());
+        let core = Core::new(reactor, closer, self.vectors, self.first_id, self.id_space);
         // This step is last: a server that listens has opened all its own descriptors.
         listener.listen(self.backlog)?;
         memory.finish();
 
         Ok(Server {
             core,
-            admission: Admission::new(listener, spare),
+            admission: Admission::new(listener, spare, self.limits),
             broadcast: Broadcast::new(),
             memory,
         })

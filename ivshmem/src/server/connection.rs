@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::LeaveReason;
-use super::in_flight::Share;
+use super::in_flight::Unread;
 use super::roster::{GREETING, Roster};
 use super::send::{self, Partial, Verdict};
 
@@ -20,7 +20,7 @@ pub(super) struct Connection {
     pub(super) socket: UnixStream,
     /// The client's own eventfds.
     pub(super) vectors: Box<[OwnedFd]>,
-    pub(super) share: Share,
+    pub(super) unread: Unread,
     /// What must happen before the client is sent more messages.
     pub(super) verdict: Verdict,
     /// Whether epoll reports when its socket becomes writable.
@@ -38,11 +38,11 @@ pub(super) struct Connection {
 pub(super) type Clients = Roster<Connection>;
 
 impl Connection {
-    pub(super) fn new(socket: UnixStream, vectors: Box<[OwnedFd]>, share: Share) -> Self {
+    pub(super) fn new(socket: UnixStream, vectors: Box<[OwnedFd]>) -> Self {
         Self {
             socket,
             vectors,
-            share,
+            unread: Unread::new(),
             verdict: Verdict::Done,
             watches_writable: false,
             batch: usize::MAX,
@@ -54,11 +54,14 @@ impl Connection {
     /// Ends the connection, even if a forked child has a copy of its descriptor.
     /// `greeting_left` is the number of messages of the greeting that were not sent.
     pub(super) fn hang_up(&self, greeting_left: usize) {
+        let mut ended = Shutdown::Both;
         if greeting_left > 0 {
             let greeted = usize::from(GREETING) - greeting_left;
             send::refuse(self.socket.as_fd(), greeted, self.partial);
+            // QEMU drops what it has not read when both directions are shut down.
+            ended = Shutdown::Write;
         }
-        let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = self.socket.shutdown(ended);
     }
 
     /// Returns the reason for which epoll reports the client as ended.

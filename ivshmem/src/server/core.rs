@@ -4,13 +4,18 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
+use super::accounts::Accounts;
+use super::closing::Closer;
 use super::connection::Clients;
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, Unread};
 use super::reactor::{Reactor, Source};
 use super::roster::{Key, Roster};
-use super::{Event, LeaveReason, Stats};
+use super::{Event, LeaveReason, Stats, send};
 use crate::{Chain, Error};
 
 /// The budget of one dispatch, in messages: some milliseconds of processor time.
@@ -36,19 +41,49 @@ impl Turn {
     }
 }
 
+/// A client that was removed, but has not read what it was sent. Its messages take up kernel
+/// memory until it reads them or ends, so it counts, and its connection stays open.
+struct Lingering {
+    socket: UnixStream,
+    unread: Unread,
+    /// The user on whose account it counts. None for a client that was refused.
+    uid: Option<u32>,
+}
+
+/// Refused clients have keys from this value on. The roster's keys are smaller.
+const REFUSED: u64 = 1 << 62;
+
+/// The refused clients whose connections stay open until they have read the refusal, at most.
+const REFUSALS: usize = 64;
+
 pub(super) struct Core {
     pub(super) reactor: Reactor,
     pub(super) clients: Clients,
+    pub(super) accounts: Accounts,
     pub(super) in_flight: InFlight,
+    pub(super) closer: Closer,
+    lingering: BTreeMap<u64, Lingering>,
+    /// The clients that were refused and whose connections were kept open, so far.
+    refused: u64,
     pub(super) stats: Stats,
 }
 
 impl Core {
-    pub(super) fn new(reactor: Reactor, vectors: u32, first_id: u16, id_space: u32) -> Self {
+    pub(super) fn new(
+        reactor: Reactor,
+        closer: Closer,
+        vectors: u32,
+        first_id: u16,
+        id_space: u32,
+    ) -> Self {
         Self {
             reactor,
             clients: Roster::new(vectors, first_id, id_space),
-            in_flight: InFlight::new(vectors),
+            accounts: Accounts::default(),
+            in_flight: InFlight::default(),
+            closer,
+            lingering: BTreeMap::new(),
+            refused: 0,
             stats: Stats::default(),
         }
     }
@@ -65,19 +100,141 @@ impl Core {
         reason: Option<LeaveReason>,
         turn: &mut Turn,
     ) -> bool {
-        let Some(index) = self.clients.index(key) else { return false };
+        let Some(index) = self.clients.index(key) else {
+            self.settle(key.to_u64());
+            return false;
+        };
         let greeting_left = self.clients.greeting_left(index);
+        let uid = self.clients.owner(index);
         let Some((id, connection)) = self.clients.leave(key) else { return false };
-        self.reactor.forget(connection.socket.as_fd());
         let reason = reason.unwrap_or_else(|| connection.leave_reason());
         connection.hang_up(greeting_left);
-        self.in_flight.leave(&connection.share);
+        self.accounts.left(uid);
+        self.let_linger(key, connection.socket, connection.unread, uid);
         self.stats.left += 1;
         // Closing a descriptor takes a quarter of the time of a message.
         turn.spend(1 + self.vectors() / 4);
         log::info!("peer {id} left: {}", Chain(&reason));
         turn.events.push(Event::Left { id, reason });
         true
+    }
+
+    /// Closes the connection of a removed client, or keeps it open for as long as messages are
+    /// unread.
+    fn let_linger(&mut self, key: Key, socket: UnixStream, mut unread: Unread, uid: u32) {
+        if unread.is_unread(&socket) && self.reactor.watch_end(socket.as_fd(), key).is_ok() {
+            self.accounts.lingers(uid);
+            self.lingering.insert(key.to_u64(), Lingering { socket, unread, uid: Some(uid) });
+        } else {
+            self.reactor.forget(socket.as_fd());
+            self.closer.close(socket);
+        }
+    }
+
+    /// Refuses a client that was sent nothing yet, and closes its connection when it has read
+    /// that.
+    ///
+    /// A QEMU that adds a device to a running machine connects first, and reads later. In
+    /// between it notices a connection that was closed, and drops what it has not read. Then it
+    /// would wait for the memory without end.
+    pub(super) fn refuse(&mut self, socket: UnixStream) {
+        send::refuse(socket.as_fd(), 0, None);
+        let _ = socket.shutdown(Shutdown::Write);
+        let key = Key::from_u64(REFUSED + self.refused);
+        self.refused += 1;
+        let mut unread = Unread::new();
+        unread.note_sent(1);
+        if unread.is_unread(&socket) && self.reactor.watch_refused(socket.as_fd(), key).is_ok() {
+            self.lingering.insert(key.to_u64(), Lingering { socket, unread, uid: None });
+            let refused = self.lingering.range(REFUSED..);
+            if refused.clone().count() > REFUSALS {
+                let oldest = refused.map(|(&key, _)| key).next();
+                oldest.into_iter().for_each(|key| self.drop_lingering(key));
+            }
+        } else {
+            self.closer.close(socket);
+        }
+    }
+
+    /// Closes the connections of refused clients, which may need a descriptor more than they.
+    /// Returns whether there were any.
+    pub(super) fn drop_refused(&mut self) -> bool {
+        let keys: Vec<u64> = self.lingering.range(REFUSED..).map(|(&key, _)| key).collect();
+        let any = !keys.is_empty();
+        keys.into_iter().for_each(|key| self.drop_lingering(key));
+        any
+    }
+
+    /// Closes the connection of a removed client if it has read everything or ended.
+    pub(super) fn settle(&mut self, key: u64) {
+        let Some(lingering) = self.lingering.get_mut(&key) else { return };
+        if lingering.unread.is_unread(&lingering.socket) {
+            return;
+        }
+        self.drop_lingering(key);
+    }
+
+    fn drop_lingering(&mut self, key: u64) {
+        let Some(Lingering { socket, uid, .. }) = self.lingering.remove(&key) else { return };
+        uid.into_iter().for_each(|uid| self.accounts.settled(uid));
+        self.reactor.forget(socket.as_fd());
+        self.closer.close(socket);
+    }
+
+    /// Closes the connections of removed clients that have read everything or ended.
+    pub(super) fn settle_all(&mut self) {
+        let keys: Vec<u64> = self.lingering.keys().copied().collect();
+        for key in keys {
+            self.settle(key);
+        }
+    }
+
+    /// Frees the ids of which no connected client was told.
+    pub(super) fn forget_ids(&mut self) {
+        self.clients.forget();
+    }
+
+    /// The descriptors of all clients, of those that left too.
+    pub(super) fn descriptors(&self) -> u64 {
+        let clients = self.clients.len() as u64 * (1 + u64::from(self.clients.vectors()));
+        clients + self.lingering.len() as u64 + self.closer.parked() as u64
+    }
+
+    /// The number of messages that the client at `index` may be sent now, `want` at most. 0 if
+    /// it has too many unread messages; then epoll reports when it has read.
+    #[inline]
+    pub(super) fn room(&mut self, index: usize, want: usize) -> usize {
+        match self.clients.payload(index).unread.room() {
+            0 => self.ask_for_room(index, want),
+            room => room.min(want),
+        }
+    }
+
+    #[cold]
+    fn ask_for_room(&mut self, index: usize, want: usize) -> usize {
+        let key = self.clients.key(index);
+        let mut swept = false;
+        loop {
+            let connection = self.clients.payload_mut(index);
+            let (unread, socket) = (&mut connection.unread, &connection.socket);
+            let room = self.in_flight.ask(key, unread, socket, want);
+            if room > 0 {
+                return room;
+            }
+            let holders = if swept { None } else { self.in_flight.sweep() };
+            let Some(holders) = holders else {
+                self.in_flight.wait_for_reader(unread, socket);
+                return 0;
+            };
+            for key in holders {
+                if let Some(index) = self.clients.index(key) {
+                    let connection = self.clients.payload_mut(index);
+                    self.in_flight.reclaim(key, &mut connection.unread, &connection.socket);
+                }
+            }
+            self.settle_all();
+            swept = true;
+        }
     }
 
     /// Removes the clients that have hung up since the last wait for events. Returns whether it

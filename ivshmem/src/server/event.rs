@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::applicant::Credentials;
+
 /// Something that happened in [`Server::dispatch`](super::Server::dispatch).
 #[derive(Debug)]
 #[non_exhaustive]
@@ -27,7 +29,13 @@ pub enum Event {
         reason: LeaveReason,
     },
     /// A client was refused: its connection is closed, and no other client was told of it.
-    Refused(Refusal),
+    #[non_exhaustive]
+    Refused {
+        /// Why it was refused.
+        reason: Refusal,
+        /// Its process. None if the kernel did not tell.
+        credentials: Option<Credentials>,
+    },
     /// A [`Stopper`](super::Stopper) was used.
     Stopped,
     /// A descriptor that was passed to [`Server::wake_on`](super::Server::wake_on) is readable.
@@ -69,12 +77,73 @@ pub enum Refusal {
     /// No descriptor is left for its socket or one of its vectors.
     #[error("no descriptor is left; raise the limit of open files (RLIMIT_NOFILE)")]
     NoDescriptors(#[source] io::Error),
+    /// The rule of [`Builder::admit`](super::Builder::admit) does not permit it. The text is the
+    /// rule's reason.
+    #[error("it is not permitted: {0}")]
+    NotPermitted(String),
+    /// [`Builder::max_clients`](super::Builder::max_clients) are connected.
+    #[error("{limit} clients are connected, which is the limit")]
+    #[non_exhaustive]
+    TooManyClients {
+        /// The limit.
+        limit: u32,
+    },
+    /// Its user holds as much as
+    /// [`Builder::max_clients_per_uid`](super::Builder::max_clients_per_uid) allows.
+    #[error(
+        "uid {uid} holds {held} connections, ended connections with unread messages, and \
+         remembered ids; the limit for each user is {limit}"
+    )]
+    #[non_exhaustive]
+    TooManyOfUser {
+        /// The user.
+        uid: u32,
+        /// What the user holds.
+        held: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// Its user holds many, and the last descriptors or ids are reserved for other users.
+    #[error("uid {uid} holds {held} already, and the last {what} are reserved for other users")]
+    #[non_exhaustive]
+    Reserved {
+        /// The user.
+        uid: u32,
+        /// What the user holds: connections, ended ones, and remembered ids.
+        held: u32,
+        /// What is reserved: "descriptors" or "ids".
+        what: &'static str,
+    },
+    /// Clients of its user come and go so fast that too many connections of the user wait.
+    #[error("too many connections of uid {uid} wait, because its clients come and go too fast")]
+    #[non_exhaustive]
+    Busy {
+        /// The user.
+        uid: u32,
+    },
     /// It had hung up, or sent data, before it was admitted.
     #[error("it hung up, or sent something, before it was admitted")]
     Ended,
     /// A system call for it failed.
     #[error("a system call for the new client failed")]
     System(#[source] io::Error),
+}
+
+impl Refusal {
+    /// Whether something is used up, so that the user that holds most is of interest.
+    pub(super) fn is_shortage(&self) -> bool {
+        match self {
+            Self::NoIds
+            | Self::NoDescriptors(_)
+            | Self::TooManyClients { .. }
+            | Self::Reserved { .. } => true,
+            Self::TooManyOfUser { .. }
+            | Self::Busy { .. }
+            | Self::NotPermitted(_)
+            | Self::Ended
+            | Self::System(_) => false,
+        }
+    }
 }
 
 impl From<io::Error> for Refusal {
@@ -105,6 +174,14 @@ pub struct Stats {
     pub refused_ended: u64,
     /// Clients that were refused because a system call failed.
     pub refused_system: u64,
+    /// Clients that were refused by the rule of [`Builder::admit`](super::Builder::admit).
+    pub refused_not_permitted: u64,
+    /// Clients that were refused because of a limit, or because the rest is reserved.
+    pub refused_limit: u64,
+    /// Clients that were refused because too many connections of their user waited.
+    pub refused_busy: u64,
+    /// Connections that have ended, but not in the kernel: the client has not read its messages.
+    pub lingering: u32,
     /// Messages that were sent.
     pub messages: u64,
     /// Ids that can be given now. The server does not check first which remembered ids have become
@@ -121,6 +198,11 @@ impl Stats {
             Refusal::NoDescriptors(_) => &mut self.refused_no_descriptors,
             Refusal::Ended => &mut self.refused_ended,
             Refusal::System(_) => &mut self.refused_system,
+            Refusal::NotPermitted(_) => &mut self.refused_not_permitted,
+            Refusal::TooManyClients { .. }
+            | Refusal::TooManyOfUser { .. }
+            | Refusal::Reserved { .. } => &mut self.refused_limit,
+            Refusal::Busy { .. } => &mut self.refused_busy,
         };
         *counter += 1;
     }

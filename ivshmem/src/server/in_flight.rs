@@ -1,75 +1,242 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The in-flight budget: limits the descriptors that clients can leave in flight, so that clients
-//! that do not read do not block the others.
+//! The in-flight budget: limits the messages that clients can leave unread.
 //!
-//! Linux counts the descriptors that a user has sent and that no process has received yet, over
-//! all sockets of the user. When the count exceeds the sender's limit of open files, every
-//! message with a descriptor fails with `ETOOMANYREFS`, for every receiver. A socket of the usual
-//! size takes 278 messages. So with a limit of 1024, four clients that stopped reading would
-//! block the server for all clients.
+//! An unread message with a descriptor costs the server twice:
 //!
-//! One half of the limit is for sockets of the usual size, which the first clients get. Later
-//! clients get smaller sockets. The limit of open files also limits the number of clients, so
-//! the other half is enough for `(1 + vectors) / 2` messages each. A client that reads receives
-//! all its messages through a small socket too, but with more system calls.
+//! - Some 5 KiB of kernel memory, which is charged to the memory cgroup of the *sender*. A socket
+//!   of the usual size takes 278 messages, so 250 clients that do not read would fill 300 MB.
+//! - One descriptor in flight. Linux counts the descriptors that a user has sent and that no
+//!   process has received yet, over all sockets of the user. When the count exceeds the sender's
+//!   limit of open files, every message with a descriptor fails with `ETOOMANYREFS`, for every
+//!   receiver. The kernel exempts a process with `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`, except in
+//!   a user namespace.
 //!
-//! Small sockets cost more: up to 1.4 times the processor time of a message at one vector, and
-//! 1.1 times at 64. So they are used only when the first half is taken.
+//! So each client may have [`ALLOWANCE`] unread messages, and all clients together may have
+//! [`POOL`] more, or half of the limit of open files if the process is not exempt. The pool
+//! belongs to the process, over all its servers.
 //!
-//! The kernel exempts a process with `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`, except in a user
-//! namespace.
+//! # How it is counted
+//! [`Unread`] holds an upper bound for each client. It grows with each message that is sent. The
+//! kernel is asked (`SIOCOUTQ`) only when the bound reaches the limit of the client: once every
+//! six messages, and more rarely for a client that holds a part of the pool. When the pool is
+//! used up, the server asks for each client that holds a part of it, and takes back what is not
+//! needed any more.
+//!
+//! A client that has not read what it was sent gets only the first half of the pool. So clients
+//! that never read leave the other half to those that do.
+//!
+//! # A client that has reached its limit
+//! epoll reports a socket as writable when a quarter of its buffer is used, or less. With the
+//! usual size that would be at once. So the client gets the smallest buffer that the kernel
+//! allows, which holds six messages, and is reported when it has read all but one. It gets the
+//! usual size back when the pool has room again.
 
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
-/// A lower bound of the bytes that Linux charges a socket for a message of 8 bytes. (On x86-64 it
-/// is 768: a `sk_buff`, and a buffer that ends with a `skb_shared_info`.)
-const CHARGE: u32 = 512;
+use super::roster::Key;
+use crate::sys;
 
-/// Counts the sockets of the usual size.
+/// The unread messages that each client may have without a part of the pool.
+pub(super) const ALLOWANCE: u32 = 6;
+
+/// The size of the pool: 64 MiB of kernel memory, at 5 KiB for each message.
+const POOL: u32 = (64 << 20) / (5 << 10);
+
+/// The smallest part of the pool that a client gets, if there is as much.
+const PART: u32 = 32;
+
+/// The largest limit of a client. The kernel limits a socket of the usual size to 278 messages.
+const MOST: u32 = 320;
+
+/// The messages of the pool that all clients of this process hold.
+static USED: AtomicU32 = AtomicU32::new(0);
+
+/// The unread messages of one client.
 #[derive(Debug)]
-pub(super) struct InFlight {
-    exempt: bool,
-    vectors: u32,
-    /// The number of messages that all sockets of the usual size can hold.
-    taken: u64,
+pub(super) struct Unread {
+    /// An upper bound of their number.
+    count: u32,
+    /// The largest number allowed: the allowance and the client's part of the pool.
+    limit: u32,
+    /// Its socket has the smallest buffer.
+    is_narrow: bool,
 }
 
-/// The number of messages that a socket of the usual size can hold; 0 for a small socket.
-#[derive(Debug)]
-pub(super) struct Share(u32);
+impl Unread {
+    pub(super) fn new() -> Self {
+        Self { count: 0, limit: ALLOWANCE, is_narrow: false }
+    }
+
+    /// Messages that may be sent without asking.
+    #[inline]
+    pub(super) fn room(&self) -> usize {
+        self.limit.saturating_sub(self.count) as usize
+    }
+
+    #[inline]
+    pub(super) fn note_sent(&mut self, messages: usize) {
+        self.count += messages as u32;
+    }
+
+    fn holds_part(&self) -> bool {
+        self.limit > ALLOWANCE
+    }
+
+    /// Asks the kernel how many messages are unread.
+    fn refresh(&mut self, socket: &UnixStream) {
+        if let Ok(bytes) = sys::unread_bytes(socket.as_fd()) {
+            self.count = self.count.min(bytes.div_ceil(charge()) as u32);
+        }
+    }
+
+    /// Gives the part of the pool back that is not needed for unread messages.
+    fn give_back(&mut self) {
+        let limit = self.count.max(ALLOWANCE).min(self.limit);
+        USED.fetch_sub(self.limit - limit, Ordering::Relaxed);
+        self.limit = limit;
+    }
+
+    /// Whether the client has unread messages. Gives back what is no longer needed.
+    pub(super) fn is_unread(&mut self, socket: &UnixStream) -> bool {
+        self.refresh(socket);
+        self.give_back();
+        self.count > 0
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.count = 0;
+        self.give_back();
+    }
+}
+
+/// The clients of one server that hold a part of the pool.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    holders: Vec<Key>,
+    /// Messages sent by clients at their limit since the last look at all holders.
+    since_sweep: usize,
+    /// Whether the kernel exempts this process, as of the last look at all holders.
+    exempt: Option<bool>,
+    /// The usual size of a socket's buffer.
+    usual_size: usize,
+}
 
 impl InFlight {
-    pub(super) fn new(vectors: u32) -> Self {
-        Self { exempt: is_privileged(), vectors, taken: 0 }
+    /// The clients that hold a part of the pool, if it is time to look at all of them: each look
+    /// has a price, so it must be worth it. The caller calls [`reclaim`](Self::reclaim) for each.
+    pub(super) fn sweep(&mut self) -> Option<Vec<Key>> {
+        if self.since_sweep < self.holders.len() {
+            return None;
+        }
+        self.since_sweep = 0;
+        self.exempt = None;
+        Some(std::mem::take(&mut self.holders))
     }
 
-    /// Sets the size of a new client's socket.
-    pub(super) fn enter(&mut self, socket: &UnixStream) -> nix::Result<Share> {
-        if self.exempt {
-            return Ok(Share(0));
+    /// Takes back what a client does not need any more.
+    pub(super) fn reclaim(&mut self, key: Key, unread: &mut Unread, socket: &UnixStream) {
+        unread.refresh(socket);
+        unread.give_back();
+        if unread.holds_part() {
+            self.holders.push(key);
         }
+    }
+
+    /// Raises the limit of a client that has reached it. Returns the messages that it may be sent
+    /// now, `want` at most. 0 means that the pool is used up.
+    pub(super) fn ask(
+        &mut self,
+        key: Key,
+        unread: &mut Unread,
+        socket: &UnixStream,
+        want: usize,
+    ) -> usize {
+        unread.refresh(socket);
+        self.since_sweep += ALLOWANCE as usize;
+        let wanted = (unread.count + want as u32).clamp(unread.limit, MOST.max(unread.limit));
+        if wanted > unread.limit {
+            let most = MOST.saturating_sub(unread.limit);
+            let part = (wanted - unread.limit).max(PART).min(most);
+            // All but the last message were read: it is a client that reads.
+            let got = self.take(part, unread.count <= 1);
+            if got > 0 && !unread.holds_part() {
+                self.holders.push(key);
+            }
+            unread.limit += got;
+            self.since_sweep += got as usize;
+            if got >= PART.min(part) {
+                self.widen(unread, socket);
+            }
+        }
+        unread.room().min(want)
+    }
+
+    /// Makes epoll report a client that has reached its limit as writable only when it has read
+    /// almost everything.
+    pub(super) fn wait_for_reader(&mut self, unread: &mut Unread, socket: &UnixStream) {
+        if !unread.is_narrow {
+            if let Ok(size) = getsockopt(socket, sockopt::SndBuf) {
+                self.usual_size = size;
+                // If this fails, the socket is reported at once, and this is tried again.
+                unread.is_narrow = setsockopt(socket, sockopt::SndBuf, &0).is_ok();
+            }
+        }
+    }
+
+    fn widen(&self, unread: &mut Unread, socket: &UnixStream) {
+        if unread.is_narrow {
+            // The kernel doubles the value.
+            unread.is_narrow = setsockopt(socket, sockopt::SndBuf, &(self.usual_size / 2)).is_err();
+        }
+    }
+
+    fn take(&mut self, part: u32, reads: bool) -> u32 {
+        let mut got = 0;
+        let _ = USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            let pool = self.pool(used + part);
+            let most = if reads { pool } else { pool / 2 };
+            got = part.min(most.saturating_sub(used));
+            (got > 0).then_some(used + got)
+        });
+        got
+    }
+
+    /// The size of the pool, if `wanted` messages of it are to be used.
+    fn pool(&mut self, wanted: u32) -> u32 {
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-        let usual = getsockopt(socket, sockopt::SndBuf)? as u32 / CHARGE;
-        let small = self.vectors.div_ceil(2);
-        if usual <= small || self.taken + u64::from(usual) <= limit / 2 {
-            self.taken += u64::from(usual);
-            return Ok(Share(usual));
+        let pool = (limit / 2).min(u64::from(POOL)) as u32;
+        // Privilege can change at any time, so it is looked at when it matters.
+        if wanted > pool / 2 && pool < POOL && *self.exempt.get_or_insert_with(is_privileged) {
+            return POOL;
         }
-        // The kernel doubles this value, and its minimum is the size of 6 messages.
-        setsockopt(socket, sockopt::SndBuf, &((small * CHARGE / 2) as usize))?;
-        Ok(Share(0))
+        pool
     }
+}
 
-    /// Gives the share of a removed client back to the budget.
-    pub(super) fn leave(&mut self, share: &Share) {
-        self.taken -= u64::from(share.0);
-    }
+/// The bytes that the kernel charges a socket for one message of 8 bytes. On x86-64 it is 768: a
+/// `sk_buff`, and a buffer that ends with a `skb_shared_info`.
+fn charge() -> usize {
+    static CHARGE: OnceLock<usize> = OnceLock::new();
+    const USUAL: usize = 768;
+    let measured = CHARGE.get().copied().or_else(|| {
+        let (mut one, _other) = UnixStream::pair().ok()?;
+        one.write_all(&[0; crate::protocol::MESSAGE]).ok()?;
+        let bytes = sys::unread_bytes(one.as_fd()).ok().filter(|&bytes| bytes > 0)?;
+        Some(*CHARGE.get_or_init(|| bytes))
+    });
+    measured.unwrap_or(USUAL)
 }
 
 /// Whether the kernel exempts this process from the limit of descriptors in flight.
@@ -97,6 +264,7 @@ fn is_initial_namespace(uid_map: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
     fn privilege_is_a_capability_in_the_initial_namespace() {
@@ -107,40 +275,86 @@ mod tests {
         assert!(!is_initial_namespace("         0     100000      65536\n"));
     }
 
-    /// An in-flight budget that is not exempt, even if root runs this test.
-    fn flight(vectors: u32) -> InFlight {
-        InFlight { exempt: false, vectors, taken: 0 }
-    }
-
-    #[test]
-    fn sockets_of_the_usual_size_take_up_half_of_the_limit_and_come_back() {
-        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        let mut flight = flight(16);
-        let (socket, _other) = UnixStream::pair().unwrap();
-        let usual = getsockopt(&socket, sockopt::SndBuf).unwrap();
-        let mut shares = Vec::new();
-        let small = loop {
-            let (socket, _other) = UnixStream::pair().unwrap();
-            let share = flight.enter(&socket).unwrap();
-            if share.0 == 0 {
-                break getsockopt(&socket, sockopt::SndBuf).unwrap();
+    /// Sends as many messages as the budget allows, 300 at most.
+    fn fill(budget: &mut InFlight, unread: &mut Unread, socket: &mut UnixStream) -> usize {
+        let mut sent = 0;
+        while sent < 300 {
+            let room = match unread.room() {
+                0 => budget.ask(Key::from_u64(1), unread, socket, 300 - sent),
+                room => room.min(300 - sent),
+            };
+            if room == 0 {
+                break;
             }
-            shares.push(share);
-        };
-        let held = usual as u32 / CHARGE;
-        assert_eq!(shares.len() as u64, limit / 2 / u64::from(held));
-        assert!(small < usual && small as u32 / CHARGE <= 9, "{small} bytes");
-        flight.leave(&shares.pop().unwrap());
-        assert_eq!(flight.enter(&socket).unwrap().0, held);
+            for _ in 0..room {
+                if socket.write_all(&[0; 8]).is_err() {
+                    return sent;
+                }
+                unread.note_sent(1);
+                sent += 1;
+            }
+        }
+        sent
     }
 
+    // One test, as the pool belongs to the process and tests run beside each other. The other
+    // tests of this package leave almost nothing unread.
     #[test]
-    fn a_socket_is_never_made_larger() {
-        let (socket, _other) = UnixStream::pair().unwrap();
-        let usual = getsockopt(&socket, sockopt::SndBuf).unwrap();
-        let mut flight = flight(2048);
-        flight.taken = u64::MAX / 2;
-        flight.enter(&socket).unwrap();
-        assert_eq!(getsockopt(&socket, sockopt::SndBuf).unwrap(), usual);
+    fn clients_that_do_not_read_get_half_of_the_pool_and_those_that_read_get_the_rest() {
+        let mut budget = InFlight { exempt: Some(true), ..InFlight::default() };
+        let mut clients = Vec::new();
+        loop {
+            let (mut socket, other) = UnixStream::pair().expect("two descriptors");
+            socket.set_nonblocking(true).expect("a socket");
+            let mut unread = Unread::new();
+            // The greeting, which it does not read.
+            for _ in 0..2 {
+                socket.write_all(&[0; 8]).expect("there is room");
+                unread.note_sent(1);
+            }
+            let sent = fill(&mut budget, &mut unread, &mut socket);
+            let at_limit = sent + 2 == ALLOWANCE as usize;
+            clients.push((socket, other, unread));
+            if at_limit {
+                break;
+            }
+            assert!(clients.len() < 100, "the pool is endless");
+        }
+        let held = |clients: &[(UnixStream, UnixStream, Unread)]| -> u32 {
+            clients.iter().map(|(_, _, unread)| unread.limit - ALLOWANCE).sum()
+        };
+        assert!(held(&clients).abs_diff(POOL / 2) < MOST, "{} of {POOL}", held(&clients));
+
+        let (mut socket, mut other) = UnixStream::pair().expect("two descriptors");
+        socket.set_nonblocking(true).expect("a socket");
+        let mut unread = Unread::new();
+        assert_eq!(fill(&mut budget, &mut unread, &mut socket), ALLOWANCE as usize);
+        let mut bytes = vec![0; 8 * 300];
+        for _ in 0..ALLOWANCE {
+            assert_eq!(other.read(&mut bytes[..8]).expect("an unread message"), 8);
+        }
+        assert!(fill(&mut budget, &mut unread, &mut socket) > 200, "it has read all before");
+        // A client that reads gives back what it held.
+        let before = USED.load(Ordering::Relaxed);
+        assert!(other.read(&mut bytes).expect("unread messages") >= 8);
+        while unread.is_unread(&socket) {
+            assert!(other.read(&mut bytes).expect("unread messages") >= 8);
+        }
+        assert_eq!(unread.limit, ALLOWANCE);
+        assert!(USED.load(Ordering::Relaxed) <= before - 200);
+
+        // A socket at its limit is writable only when it was read.
+        let (socket, other, unread) = &mut clients[0];
+        budget.wait_for_reader(unread, socket);
+        let writable = |socket: &UnixStream| {
+            use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+            poll(&mut fds, PollTimeout::ZERO) == Ok(1)
+        };
+        assert!(!writable(socket));
+        while unread.is_unread(socket) {
+            assert!(other.read(&mut bytes).expect("unread messages") >= 8);
+        }
+        assert!(writable(socket));
     }
 }

@@ -6,8 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::socket::{getsockopt, sockopt};
-
+use super::applicant::Credentials;
 use super::connection::{Clients, Connection};
 
 /// A client of the server.
@@ -30,18 +29,6 @@ use super::connection::{Clients, Connection};
 pub struct Peer<'a> {
     clients: &'a Clients,
     index: usize,
-}
-
-/// The process at the other end of a connection, as it was when it connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Credentials {
-    /// Process id.
-    pub pid: i32,
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
 }
 
 impl<'a> Peer<'a> {
@@ -78,7 +65,6 @@ impl<'a> Peer<'a> {
     /// # Errors
     /// Those of `getsockopt(2)`.
     pub fn credentials(&self) -> io::Result<Credentials> {
-        let credentials = getsockopt(&self.connection().socket, sockopt::PeerCredentials)?;
-        Ok(Credentials { pid: credentials.pid(), uid: credentials.uid(), gid: credentials.gid() })
+        Credentials::of(self.connection().socket.as_fd())
     }
 }

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt::Arguments;
+use std::fmt::{Arguments, Display};
 use std::time::{Duration, Instant};
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -19,16 +19,14 @@ pub(super) struct RateLimit {
 impl RateLimit {
     /// Logs `line` as a warning, unless one was logged less than a second ago.
     pub(super) fn warn(&mut self, line: Arguments<'_>) {
-        self.limit(line, |line| log::warn!("{line}"));
+        self.limit(|| line);
     }
 
-    /// Calls `write` with the line, unless it was called less than a second ago.
-    pub(super) fn limit(&mut self, line: Arguments<'_>, write: impl FnOnce(Arguments<'_>)) {
+    /// Makes a line and logs it as a warning, unless one was logged less than a second ago.
+    pub(super) fn limit<L: Display>(&mut self, line: impl FnOnce() -> L) {
         self.limit_at(Instant::now(), |suppressed| match suppressed {
-            0 => write(line),
-            suppressed => {
-                write(format_args!("{line} ({suppressed} more since the last such line)"))
-            }
+            0 => log::warn!("{}", line()),
+            suppressed => log::warn!("{} ({suppressed} more since the last such line)", line()),
         });
     }
 

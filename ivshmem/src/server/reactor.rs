@@ -155,6 +155,19 @@ impl Reactor {
         Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, key.to_u64()))?)
     }
 
+    /// Reports a client that was removed once more each time that it reads, or when it ends.
+    pub(super) fn watch_end(&self, fd: BorrowedFd<'_>, key: Key) -> io::Result<()> {
+        // Its socket is shut down, so it is ready for ever. Only changes are of interest.
+        let flags = EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        Ok(self.epoll.modify(fd, &mut EpollEvent::new(flags, key.to_u64()))?)
+    }
+
+    /// Reports a client that was refused each time that it reads, and when it ends.
+    pub(super) fn watch_refused(&self, fd: BorrowedFd<'_>, key: Key) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, key.to_u64()))?)
+    }
+
     /// Stops watching a descriptor. Closing it is not enough if a forked child has a copy.
     pub(super) fn forget(&self, fd: BorrowedFd<'_>) {
         let _ = self.epoll.delete(fd);

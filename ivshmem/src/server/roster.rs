@@ -81,6 +81,8 @@ struct Cursor {
 struct Member<T> {
     key: u64,
     id: u16,
+    /// The user on whose account its id is remembered when it has left.
+    owner: u32,
     greeted: u8,
     cursor: Cursor,
     /// Every departure with a smaller number was sent to it or skipped.
@@ -126,7 +128,15 @@ impl<T> Roster<T> {
 
     /// The id that the next member will get. None if all ids are in use or remembered.
     pub(crate) fn next_id(&mut self) -> Option<u16> {
-        if self.ids.is_exhausted() && self.departures.has_grown() {
+        if self.ids.is_exhausted() {
+            self.forget();
+        }
+        self.ids.next()
+    }
+
+    /// Frees the remembered ids of which no member was told.
+    pub(crate) fn forget(&mut self) {
+        if self.departures.has_grown() {
             // Takes a step for each departure and each member. Runs at most once for each
             // departure.
             let told = self.told();
@@ -139,7 +149,22 @@ impl<T> Roster<T> {
                 !remembered
             });
         }
-        self.ids.next()
+    }
+
+    /// The number of ids, in use or not.
+    pub(crate) fn id_space(&self) -> u32 {
+        self.ids.space()
+    }
+
+    /// The ids that are remembered on the account of `owner`. Some may be free again: see
+    /// [`forget`](Self::forget).
+    pub(crate) fn remembered_of(&self, owner: u32) -> u32 {
+        self.departures.count_of(owner)
+    }
+
+    /// The owners on whose account ids are remembered.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = u32> + '_ {
+        self.departures.owners()
     }
 
     /// Returns for each member, in join order, its key, and the largest cursor key of the members
@@ -160,10 +185,11 @@ impl<T> Roster<T> {
         Key(self.next)
     }
 
-    /// Adds a member. Its vectors become pending for every member, itself included.
+    /// Adds a member of the user `owner`. Its vectors become pending for every member, itself
+    /// included.
     ///
     /// If no id is left, it returns the payload as the error.
-    pub(crate) fn join(&mut self, payload: T) -> Result<u16, T> {
+    pub(crate) fn join(&mut self, owner: u32, payload: T) -> Result<u16, T> {
         let Some(id) = self.next_id() else {
             return Err(payload);
         };
@@ -171,7 +197,7 @@ impl<T> Roster<T> {
         let key = self.next;
         self.next += 1;
         let cursor = Cursor::default();
-        self.members.push(Member { key, id, greeted: 0, cursor, heard: key, payload });
+        self.members.push(Member { key, id, owner, greeted: 0, cursor, heard: key, payload });
         self.set_key(id, key);
         Ok(id)
     }
@@ -181,7 +207,8 @@ impl<T> Roster<T> {
         let index = self.index(key)?;
         let member = self.members.remove(index);
         self.set_key(member.id, 0);
-        self.departures.add(Departure { id: member.id, key: member.key, left: self.next });
+        let Member { id, key, owner, .. } = member;
+        self.departures.add(Departure { id, key, left: self.next, owner });
         self.next += 1;
         Some((member.id, member.payload))
     }
@@ -224,6 +251,11 @@ impl<T> Roster<T> {
 
     pub(crate) fn id(&self, index: usize) -> u16 {
         self.members[index].id
+    }
+
+    /// The user of the member at `index`.
+    pub(crate) fn owner(&self, index: usize) -> u32 {
+        self.members[index].owner
     }
 
     pub(crate) fn payload(&self, index: usize) -> &T {

@@ -45,6 +45,10 @@ impl Ids {
         }
     }
 
+    pub(super) fn space(&self) -> u32 {
+        self.space
+    }
+
     pub(super) fn is_exhausted(&self) -> bool {
         self.left() == 0
     }

@@ -215,7 +215,7 @@ fn a_resident_that_was_told_of_everybody_holds_their_ids_until_it_leaves() {
     world.check_bounds();
     for _ in 0..3 {
         assert_eq!(world.roster.next_id(), None);
-        assert_eq!(world.roster.join(0), Err(0), "each id was told of to the resident");
+        assert_eq!(world.roster.join(0, 0), Err(0), "each id was told of to the resident");
     }
     world.tell(0, usize::MAX);
     assert_eq!(world.clients[0].view(), [7], "the resident is unharmed");
@@ -223,9 +223,9 @@ fn a_resident_that_was_told_of_everybody_holds_their_ids_until_it_leaves() {
     // The id that was given back first is given first.
     assert_eq!(world.join(), Some(8));
     for _ in 1..ID_SPACE {
-        world.roster.join(0).expect("nobody is left who remembers");
+        world.roster.join(0, 0).expect("nobody is left who remembers");
     }
-    assert_eq!(world.roster.join(0), Err(0), "all ids are in use");
+    assert_eq!(world.roster.join(0, 0), Err(0), "all ids are in use");
 }
 
 #[test]

@@ -123,7 +123,7 @@ impl World {
     pub(super) fn join(&mut self) -> Option<u16> {
         let foretold = self.roster.next_id();
         let key = self.roster.next_key();
-        match self.roster.join(self.next) {
+        match self.roster.join(self.next as u32 % 3, self.next) {
             Ok(id) => {
                 assert_eq!(Some(id), foretold, "the id that was foretold");
                 assert!(self.clients.iter().all(|client| client.id != id), "{id} is taken");
