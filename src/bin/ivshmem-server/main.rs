@@ -38,8 +38,7 @@ fn main() -> ExitCode {
     };
     let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
     outcome.unwrap_or_else(|error| {
-        let error = Chain(&*error);
-        Output::new(io::stderr()).line(format!("ivshmem-server: {error}\n").as_bytes());
+        logging::report(Chain(&*error));
         ExitCode::FAILURE
     })
 }

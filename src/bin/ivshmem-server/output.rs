@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -28,6 +28,7 @@ pub(crate) struct Output<F> {
     /// whole wait, unless it was opened not to, and others use the stream as well.
     terminal: Option<File>,
     dropped: u64,
+    notice_prefix: String,
 }
 
 impl<F: AsFd + IsTerminal> Output<F> {
@@ -44,7 +45,12 @@ impl<F: AsFd + IsTerminal> Output<F> {
     /// A stream that something else is soon put in the place of, so a terminal is not held on
     /// to by opening it once more.
     pub(crate) fn passing(stream: F) -> Self {
-        Self { stream, terminal: None, dropped: 0 }
+        Self { stream, terminal: None, dropped: 0, notice_prefix: String::new() }
+    }
+
+    /// Sets what precedes the line that says how many lines were dropped.
+    pub(crate) fn with_notice_prefix(self, notice_prefix: String) -> Self {
+        Self { notice_prefix, ..self }
     }
 
     fn target(&self) -> BorrowedFd<'_> {
@@ -62,7 +68,9 @@ impl<F: AsFd + IsTerminal> Output<F> {
                 return;
             }
             let dropped = std::mem::take(&mut self.dropped);
-            let text = format!("ivshmem-server: {dropped} lines left out, as nobody took them\n");
+            let prefix = &self.notice_prefix;
+            let text =
+                format!("{prefix}ivshmem-server: {dropped} lines left out, as nobody took them\n");
             let _ = write(self.target(), text.as_bytes());
         }
         // More than a pipe takes at once comes in parts, each when there is room for it.
@@ -82,17 +90,5 @@ impl<F: AsFd + IsTerminal> Output<F> {
     fn has_room(&self, patience: PollTimeout) -> bool {
         let mut fds = [PollFd::new(self.target(), PollFlags::POLLOUT)];
         poll(&mut fds, patience).is_ok_and(|ready| ready > 0)
-    }
-}
-
-/// For a logger, which writes a line at a time.
-impl<F: AsFd + IsTerminal> io::Write for Output<F> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.line(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
