@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The log of the server program: the severity of each line in the system log and in the journal.
+//! The log of the server program: the severity of each line in the system log and in the journal, and SIGHUP.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -104,4 +104,30 @@ fn lines_have_a_severity_prefix_if_stderr_is_the_journal_and_only_then() {
         fs::remove_file(place.path("stderr")).expect("it is there");
         place.assert_holds_only(&[]);
     }
+}
+
+#[test]
+fn sighup_is_logged_and_the_server_goes_on() {
+    let place = Place::new();
+    let server = place.serve(&[]);
+    let mut first = Peer::join(&place.socket(), 1);
+    server.signal(Signal::SIGHUP);
+    server.signal(Signal::SIGHUP);
+    let second = Peer::join(&place.socket(), 1);
+    first.wait_for_peer(second.id());
+    // Both signals may be read at once.
+    server.signal(Signal::SIGHUP);
+    server.signal(Signal::SIGINT);
+    let ended = server.end();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    let line = "ivshmem-server: warn: SIGHUP: there is nothing to reload; the server goes on\n";
+    assert!(ended.stderr.starts_with(line), "{ended:?}");
+    place.assert_holds_only(&[]);
+
+    let mut daemon = place.daemonize(&[]);
+    daemon.signal(Signal::SIGHUP);
+    drop(Peer::join(&place.socket(), 1));
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+    place.assert_holds_only(&[]);
 }

@@ -175,6 +175,8 @@ pub(crate) const MATRIX: &[Row] = &[
 
     // Stopping.
     row(Stop, "epoll_wait", Harmless, 1, &["EINTR"]),
+    // The signal is read again, or the server ends without knowing which signal came.
+    row(Stop, "read", Harmless, 3, &["EINTR", "EAGAIN", "EIO", "EINVAL", "EBADF"]),
     row(Stop, "write", Harmless, 1, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO"]),
     row(Stop, "poll", Harmless, 1, &["EINTR", "ENOMEM"]),
     row(Stop, "shutdown", Harmless, 1, &["ENOTCONN", "EBADF"]),

@@ -11,6 +11,7 @@ use std::io;
 use std::process::ExitCode;
 
 use ivshmem::{Chain, Event, MemorySource, Server};
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -72,6 +73,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGHUP);
     // There is no other thread. (nix's `thread_block` does not see its errors.)
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
         .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)))?;
@@ -121,7 +123,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if args.detached {
         detach::ready()?;
     }
-    let served = poll_events(&mut server, &mut talk);
+    let served = poll_events(&mut server, &signals, &mut talk);
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
     talk.detail(Line::Close);
@@ -133,18 +135,38 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Serves until a signal comes, which wakes the server.
-fn poll_events(server: &mut Server, talk: &mut Talk) -> Result<(), Failure> {
-    let mut signalled = false;
-    while !signalled {
+/// Serves until SIGTERM or SIGINT comes. Each signal wakes the server.
+fn poll_events(server: &mut Server, signals: &SignalFd, talk: &mut Talk) -> Result<(), Failure> {
+    let mut ended = false;
+    while !ended {
         for event in server.wait(None)? {
             // The library logs refusals, at most once a second.
             verbose::lines_of(&event).for_each(|line| talk.detail(line));
-            // The caller's descriptor is the signals'.
-            signalled |= matches!(event, Event::Woken { .. });
+            if matches!(event, Event::Woken { .. }) {
+                ended |= take_signals(signals);
+            }
         }
     }
     Ok(())
+}
+
+/// Reads the signals that came. Returns whether the server has to end.
+fn take_signals(signals: &SignalFd) -> bool {
+    let mut ends = false;
+    loop {
+        match signals.read_signal() {
+            Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => {
+                log::warn!("SIGHUP: there is nothing to reload; the server goes on");
+            }
+            Ok(Some(_)) => ends = true,
+            // The descriptor stays readable while a signal is left.
+            Ok(None) | Err(Errno::EINTR) => return ends,
+            Err(errno) => {
+                log::error!("cannot read which signal came, so the server ends: {errno}");
+                return true;
+            }
+        }
+    }
 }
 
 /// Output that reaches the limit of file sizes (RLIMIT_FSIZE) raises a signal that kills.
