@@ -26,10 +26,10 @@ pub(crate) fn start(args: &Args) {
         writeln!(out, "{}ivshmem-server: {name}: {}", prefix(level), record.args())
     });
     builder.target(Target::Pipe(if args.detached {
-        let stderr = Journaled::new(Output::passing(io::stderr()));
+        let stderr = Journaled::new(Output::passing(io::stderr));
         Box::new(SystemLog { socket: None, stderr })
     } else {
-        Box::new(Journaled::new(Output::new(io::stderr())))
+        Box::new(Journaled::new(Output::new(io::stderr)))
     }));
     builder.init();
 }
@@ -37,7 +37,7 @@ pub(crate) fn start(args: &Args) {
 /// Prints the error that ends the program.
 pub(crate) fn report(error: impl Display) {
     let line = format!("{}ivshmem-server: {error}\n", prefix(Level::Error));
-    Journaled::new(Output::new(io::stderr())).line(line.as_bytes());
+    Journaled::new(Output::new(io::stderr)).line(line.as_bytes());
 }
 
 /// The severity of syslog(3).

@@ -67,19 +67,20 @@ impl Talk {
 }
 
 fn serve(args: &Args) -> Result<ExitCode, Failure> {
-    logging::start(args);
-    let mut talk = Talk { out: Output::new(io::stdout()), verbose: args.verbose };
     // From here on a signal waits for the loop, so it never leaves a half-made thing behind.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGHUP);
-    // There is no other thread. (nix's `thread_block` does not see its errors.)
+    // There is no other thread yet; those that start later inherit the mask. (nix's `thread_block` does not see its errors.)
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
         .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|errno| format!("cannot make a signalfd: {}", io::Error::from(errno)))?;
-    outlive_large_output()?;
+    block_harmless_signals()?;
+    logging::start(args);
+    let out = if args.detached { Output::passing(io::stdout) } else { Output::new(io::stdout) };
+    let mut talk = Talk { out, verbose: args.verbose };
     raise_descriptor_limit();
 
     let pid_file =
@@ -169,12 +170,15 @@ fn take_signals(signals: &SignalFd) -> bool {
     }
 }
 
-/// Output that reaches the limit of file sizes (RLIMIT_FSIZE) raises a signal that kills.
-/// Blocked, it leaves an error, which is no reason to end.
-fn outlive_large_output() -> Result<(), Failure> {
-    let signal = SigSet::from(Signal::SIGXFSZ);
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signal), None)
-        .map_err(|errno| format!("cannot block a signal: {}", io::Error::from(errno)).into())
+/// Blocks the signals by which output would kill or stop the server: SIGXFSZ when a file reaches
+/// the limit of file sizes (RLIMIT_FSIZE), and SIGTTOU on a terminal with `stty tostop`. If they
+/// are blocked, the write fails or succeeds.
+fn block_harmless_signals() -> Result<(), Failure> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    signals.add(Signal::SIGTTOU);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
+        .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)).into())
 }
 
 /// Every client costs descriptors: take all that the administrator allows.
