@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The daemon as whoever starts it meets it: options, exit codes, output, pid file, background, signals, descriptors.
+//! The daemon as its user sees it: options, exit codes, output, background, signals, descriptors.
 //!
-//! What it serves is tested elsewhere: the memory's sizes in memory.rs, several starters in starters.rs.
+//! Other files test the sizes of the memory (memory.rs), the pid file (pid_file.rs), several servers that start at once
+//! (concurrent_start.rs), the log (logging.rs) and terminals (terminals.rs).
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -23,7 +24,7 @@ use common::daemon::{Daemon, program};
 use common::peer::{Connection, Peer};
 use common::program::{Background, Place, Process, adopt_orphans, in_own_mounts, run, size_of};
 use common::skip::skip;
-use common::{PATIENCE, wait_for};
+use common::{PATIENCE, text_of, wait_for};
 
 #[test]
 fn every_option_works_in_its_short_and_its_long_form() {
@@ -192,28 +193,55 @@ fn a_daemon_lets_go_of_the_terminal_that_it_was_started_from() {
     assert_eq!(daemon.wait(), 0);
 }
 
+/// Runs the commands of the client program in a hint, as they are printed.
+fn run_client_commands(hint: &str, socket: &Path) {
+    let mut peer = Peer::join(socket, 3);
+    let commands: Vec<&str> = hint.lines().filter(|line| line.contains("ivshmem-client")).collect();
+    let outputs: Vec<String> = commands
+        .iter()
+        .map(|command| {
+            let ended = run(Command::new("sh").args(["-c", command.trim()]));
+            assert!(ended.status.success(), "{command}: {ended:?}");
+            ended.stdout
+        })
+        .collect();
+    assert_eq!(outputs.len(), 2, "{hint}");
+    assert!(outputs[0].contains(&format!("peer_id = {}\n", peer.id())), "{outputs:?}");
+    peer.wait_for_departure(peer.id() + 2);
+    assert_eq!(peer.take_rung(), [0, 1, 2].into(), "'int all' rings all vectors");
+}
+
 #[test]
-fn the_hint_is_a_command_line_for_this_server_wherever_it_runs() {
+fn the_commands_of_the_hint_work_as_they_are_printed() {
     let place = Place::new();
-    // '+' and ',' are odd in QEMU's option syntax and in a pipe's protocol; in a name they are welcome.
-    let socket = place.path("a+b,c");
-    let args = ["--hint", "-n", "3", "-l", "2M", "-S", socket.to_str().expect("ours")];
-    let hint = |text: &str| {
-        let name = format!("path={}/a+b,,c'", place.dir().display());
+    // Characters with a meaning in QEMU's option syntax or in the shell are allowed in a path.
+    let socket = place.path("a+b,c$d");
+    let args = ["--hint", "-n", "3", "-l", "2M", "-S", socket.to_str().expect("the path is UTF-8")];
+    let check = |text: &str| {
+        let name = format!("path={}/a+b,,c$d'", place.dir().display());
         for part in [&name, "2097152 bytes", "vectors: 3", "vectors=3", "qemu-system-x86_64"] {
             assert!(text.contains(part), "no {part} in {text}");
         }
         assert!(text.ends_with("\n"), "{text:?}");
+        run_client_commands(text, &socket);
     };
     let (mut daemon, ended) = Background::start(&mut place.command(&args), &place.pid_file());
-    hint(&ended.stdout);
+    check(&ended.stdout);
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
 
-    let mut server = Process::spawn(place.command(&args).arg("-F"));
+    // Its output goes to a file, which can be read while it runs.
+    let mut command = Command::new("sh");
+    let script = format!("exec \"$0\" \"$@\" >{}", place.path("out").display());
+    command.args(["-c", &script]).arg(program()).args(place.args()).args(args).arg("-F");
+    let mut server = Process::spawn(&mut command);
     server.wait_until_listening(&socket);
-    hint(&server.stop().stdout.replace("server disconnected\n", ""));
-    place.assert_holds_only(&[]);
+    check(&wait_for("the hint", || {
+        let text = text_of(&place.path("out"));
+        text.ends_with("int all'\n\n").then_some(text)
+    }));
+    server.stop();
+    place.assert_holds_only(&["out"]);
 }
 
 #[test]

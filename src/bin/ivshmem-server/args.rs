@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
-use ivshmem::{MAX_VECTORS, Server};
+use ivshmem::MAX_VECTORS;
 
 /// Shares memory and interrupts between QEMU virtual machines: attach each of them with
 /// -chardev socket,path=SOCKET,id=ID -device ivshmem-doorbell,vectors=N,chardev=ID
@@ -64,7 +64,7 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "VECTORS", default_value = "1", value_parser = vectors)]
     pub(crate) vectors: u32,
 
-    /// Once listening, say on stdout how to attach a QEMU
+    /// Once listening, print commands that attach a QEMU, list the peers and interrupt them
     #[arg(long)]
     pub(crate) hint: bool,
 
@@ -169,22 +169,6 @@ fn mode(text: &str) -> Result<u32, String> {
 fn digits(text: &str, base: u32) -> Option<Option<u64>> {
     let only = !text.is_empty() && text.chars().all(|c| c.is_digit(base));
     only.then(|| u64::from_str_radix(text, base).ok())
-}
-
-/// How to attach a QEMU to `server`.
-pub(crate) fn hint(args: &Args, server: &Server) -> String {
-    // In QEMU's option syntax a comma in a value is doubled.
-    let socket = server.socket_path().unwrap_or(&args.socket);
-    let socket = socket.display().to_string().replace(',', ",,").replace('\'', r"'\''");
-    format!(
-        "listening; {} bytes of shared memory, vectors: {}. Attach a guest with\n\
-         \n    qemu-system-x86_64 -accel kvm -accel tcg -machine pc -m 256 \\\n        \
-         -chardev 'socket,id=ivshmem,path={socket}' \\\n        \
-         -device ivshmem-doorbell,chardev=ivshmem,vectors={}\n\n",
-        server.memory_size(),
-        server.vectors(),
-        server.vectors(),
-    )
 }
 
 #[cfg(test)]

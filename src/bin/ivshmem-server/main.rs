@@ -18,6 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 mod args;
 mod detach;
+mod hint;
 mod logging;
 mod output;
 mod pidfile;
@@ -116,7 +117,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     let mut server = builder.start()?;
     server.wake_on(&signals, 0)?;
     if args.hint {
-        talk.out.line(args::hint(args, &server).as_bytes());
+        talk.out.line(hint::text(args, &server).as_bytes());
     }
     if let Some(pid_file) = &pid_file {
         pid_file.write()?;
