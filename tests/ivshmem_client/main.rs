@@ -163,7 +163,7 @@ fn exec_stops_at_the_first_command_that_fails() {
         ("dumb", "invalid command, type help"),
         ("read 0x100000 1", "1 bytes at offset 1048576 do not lie in the shared memory"),
         ("write 0xfffff \"no\"", "2 bytes at offset 1048575 do not lie in the shared memory"),
-        ("read 0 0x7fffffffffffffff", "more than one read can show"),
+        ("read 0 0x7fffffffffffffff", "more than one read can print"),
         ("wait 1 0", "invalid vector 1"),
     ] {
         let mut command = client(daemon.socket_path());

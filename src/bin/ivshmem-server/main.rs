@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The `ivshmem-server` program: command line, signals, pid file; the server is the library's.
+//! The `ivshmem-server` program: command line, signals, output and pid file. The library does the
+//! serving.
 //!
-//! Without `-F` it goes to the background: it starts itself once more, detached, and returns
-//! when that one is listening and has written its pid file, or has failed. Nothing is forked
-//! with half a state in it, and an error reaches the caller's stderr and exit code.
+//! Without `-F` the program starts itself again as a background process, and returns when that
+//! process listens and has written its pid file, or has failed. A fork would copy a half-started
+//! server; this way an error also reaches the caller's stderr and exit status.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
-            // The reference exits with 1 where clap would with 2.
+            // Like the reference, not 2 like clap.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
@@ -45,10 +46,10 @@ fn main() -> ExitCode {
     })
 }
 
-/// An error whose text says everything.
+/// Any error; its sources are printed with it.
 type Failure = Box<dyn std::error::Error>;
 
-/// What is said on stdout.
+/// Stdout.
 struct Talk {
     out: Output<io::Stdout>,
     verbose: bool,
@@ -59,7 +60,7 @@ impl Talk {
         self.out.line(format!("{line}\n").as_bytes());
     }
 
-    /// Only with `-v`.
+    /// Prints a line only with `-v`.
     fn detail(&mut self, line: Line<'_>) {
         if self.verbose {
             self.out.line(&[line.text(), b"\n".to_vec()].concat());
@@ -68,7 +69,7 @@ impl Talk {
 }
 
 fn serve(args: &Args) -> Result<ExitCode, Failure> {
-    // From here on a signal waits for the loop, so it never leaves a half-made thing behind.
+    // From here on a signal waits until the loop reads it, so that it never interrupts the start.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
@@ -142,7 +143,7 @@ fn poll_events(server: &mut Server, signals: &SignalFd, talk: &mut Talk) -> Resu
     let mut ended = false;
     while !ended {
         for event in server.wait(None)? {
-            // The library logs refusals, at most once a second.
+            // The library logs the refusals itself.
             verbose::lines_of(&event).for_each(|line| talk.detail(line));
             if matches!(event, Event::Woken { .. }) {
                 ended |= take_signals(signals);
@@ -182,11 +183,14 @@ fn block_harmless_signals() -> Result<(), Failure> {
         .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)).into())
 }
 
-/// Every client costs descriptors: take all that the administrator allows.
+/// Each client needs descriptors, so the soft limit is raised to the hard limit.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(errno) = raised {
-        log::warn!("cannot raise the limit of open files: {}", io::Error::from(errno));
+        log::warn!(
+            "cannot raise the limit of open files to the hard limit: {}",
+            io::Error::from(errno)
+        );
     }
 }
