@@ -174,7 +174,8 @@ fn a_terminal_of_another_user_that_is_stopped_does_not_block_the_server() {
         // At the end there is a line for each of them.
         let _residents: Vec<Peer> = (0..50).map(|_| Peer::join(&place.socket(), 1)).collect();
         let time = time_to_end(child);
-        assert!(time < Duration::from_secs(1), "{server:?}, {stop:?}: SIGTERM took {time:?}");
+        // 0.1 s for the first line. If each line had to wait, it would be more than five seconds.
+        assert!(time < Duration::from_secs(3), "{server:?}, {stop:?}: SIGTERM took {time:?}");
         place.assert_holds_only(&[]);
     }
 }
