@@ -7,12 +7,15 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::fstat;
 
 use common::daemon::program;
 use common::peer::{Connection, Peer};
@@ -129,5 +132,45 @@ fn sighup_is_logged_and_the_server_goes_on() {
     drop(Peer::join(&place.socket(), 1));
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
+    place.assert_holds_only(&[]);
+}
+
+/// systemd connects stderr to the journal by a stream socket. A socket holds some 278 short lines.
+#[test]
+fn a_journal_that_does_not_read_does_not_block_the_server() {
+    let place = Place::new();
+    let (mut journal, stderr) = UnixStream::pair().expect("a pair");
+    journal.set_nonblocking(true).expect("a socket can be non-blocking");
+    let stat = fstat(stderr.as_fd()).expect("it is open");
+    let mut command = place.command(&["-F"]);
+    command.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino));
+    command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null());
+    let mut server = command.stderr(OwnedFd::from(stderr)).spawn().expect("it starts");
+    // The command has the other end of the journal.
+    drop(command);
+    wait_for("the server listens", || common::daemon::is_listening(&place.socket()).then_some(()));
+    for _ in 0..1000 {
+        drop(Peer::join(&place.socket(), 1));
+    }
+    let mut bytes = Vec::new();
+    let notice = "lines dropped, because the output was not read";
+    let text = wait_for("lines after the journal reads again", || {
+        drop(Peer::join(&place.socket(), 1));
+        // The error is that there is no more to read.
+        let _ = journal.read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        text.contains(notice).then_some(text)
+    });
+    for line in text.lines() {
+        let begin = if line.ends_with(notice) {
+            "<4>ivshmem-server: "
+        } else {
+            "<6>ivshmem-server: info: peer "
+        };
+        assert!(line.starts_with(begin), "{line}");
+    }
+    let pid = nix::unistd::Pid::from_raw(server.id().try_into().expect("a pid is an int"));
+    nix::sys::signal::kill(pid, Signal::SIGTERM).expect("it is our child");
+    assert!(server.wait().expect("waitpid works").success());
     place.assert_holds_only(&[]);
 }

@@ -74,7 +74,8 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGHUP);
-    // There is no other thread yet; those that start later inherit the mask. (nix's `thread_block` does not see its errors.)
+    // There is no other thread yet; later threads inherit the mask. (nix's `thread_block` ignores
+    // errors.)
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
         .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
