@@ -21,9 +21,9 @@ all: ## Build the programs and both libraries
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-run: ## Start a server in the foreground and print how to attach a QEMU: ARGS=
+run: ## Start a server in the foreground and print how to attach a QEMU, look and ring: ARGS=
 	@scripts/rust && scripts/need cc:gcc
-	@$(CARGO) build --release --quiet --bin ivshmem-server
+	@$(CARGO) build --release --quiet --bin ivshmem-server --bin ivshmem-client
 	@exec $(TARGET)/ivshmem-server -F --hint $(ARGS)
 
 deps: ## Install what the tests need (Debian packages)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The daemon as whoever starts it meets it: options, exit codes, output, pid file, background, signals, descriptors.
+//! The daemon as its user sees it: options, exit codes, output, background, signals, descriptors.
 //!
-//! What it serves is tested elsewhere: the memory's sizes in memory.rs, several starters in starters.rs.
+//! Other files test the sizes of the memory (memory.rs), the pid file (pid_file.rs), several servers that start at once
+//! (concurrent_start.rs), the log (logging.rs) and terminals (terminals.rs).
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -23,7 +24,7 @@ use common::daemon::{Daemon, program};
 use common::peer::{Connection, Peer};
 use common::program::{Background, Place, Process, adopt_orphans, in_own_mounts, run, size_of};
 use common::skip::skip;
-use common::{PATIENCE, wait_for};
+use common::{PATIENCE, text_of, wait_for};
 
 #[test]
 fn every_option_works_in_its_short_and_its_long_form() {
@@ -64,12 +65,12 @@ fn every_option_works_in_its_short_and_its_long_form() {
 
 #[test]
 fn defaults_are_those_of_the_reference() {
-    // The default paths belong to the whole host: so on mounts of our own.
+    // The default paths belong to the whole host, so the daemon gets its own mounts.
     let script = "mount -t tmpfs none /var/run; cp \"$0\" /var/run/ivshmem-server
         mount -t tmpfs none /tmp; mount -t tmpfs none /dev/shm
         /var/run/ivshmem-server; cat /var/run/ivshmem-server.pid";
     let Some(mut command) = in_own_mounts(script, &[]) else {
-        return skip("mount namespaces are not to be had (unshare -rm)");
+        return skip("mount namespaces are not available (unshare -rm)");
     };
     adopt_orphans();
     let ended = run(&mut command);
@@ -120,7 +121,7 @@ fn a_wrong_command_line_is_refused_with_exit_code_1_and_leaves_nothing() {
         (&["-F", "-l", "0"], &["size 0", "1 to"]),
         (&["-F", "-M", ""], &["name \"\"", "1 to 254"]),
         (&["-F", "-M", "a/b"], &["name \"a/b\"", "'/'"]),
-        // In the background too, whose error has to come to this end.
+        // In the background the error has to reach the caller too.
         (&["-n", "0"], &["--vectors"]),
         (&["-l", "0"], &["size 0"]),
     ] {
@@ -152,12 +153,35 @@ fn help_names_every_option_on_stdout_and_exits_with_0() {
     }
 }
 
+/// The long options in a text.
+fn long_options(text: &str) -> impl Iterator<Item = String> + '_ {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let is_option = |word: &&str| word.starts_with("--") && !word.starts_with("---");
+    words.filter(is_option).map(str::to_owned)
+}
+
+#[test]
+fn the_readme_has_a_row_for_each_option_of_the_help_and_no_other() {
+    let help = run(Command::new(program()).arg("--help")).stdout;
+    // The other lines of a description are indented further.
+    let lines = help.lines().filter(|line| line.find('-').is_some_and(|indent| indent <= 6));
+    let of_help: BTreeSet<String> = lines.filter_map(|line| long_options(line).next()).collect();
+    let readme = include_str!("../README.md");
+    let (_, table) = readme.split_once("## Options of ivshmem-server").expect("the section");
+    let rows = table.lines().take_while(|line| !line.starts_with("The defaults"));
+    // The first column.
+    let of_readme: BTreeSet<String> =
+        rows.filter_map(|row| row.split('|').nth(1)).flat_map(long_options).collect();
+    assert!(of_help.len() >= 14, "{of_help:?}");
+    assert_eq!(of_readme, of_help);
+}
+
 #[test]
 fn the_parent_returns_when_the_pid_file_is_complete_and_the_socket_listens() {
     let place = Place::new();
     let (mut daemon, ended) =
         Background::start(&mut place.command(&["-n", "2"]), &place.pid_file());
-    // No waiting: it must work at once. That the pipes came to their end, `run` has seen.
+    // Without waiting: the daemon must serve at once. `run` has already seen the end of both pipes.
     let peer = Peer::join(&place.socket(), 2);
     assert_eq!((peer.id(), ended.stdout, ended.stderr), (0, String::new(), String::new()));
     assert_eq!(fs::read_to_string(place.pid_file()).unwrap(), format!("{}\n", daemon.pid()));
@@ -173,7 +197,7 @@ fn the_parent_returns_when_the_pid_file_is_complete_and_the_socket_listens() {
 }
 
 #[test]
-fn a_daemon_lets_go_of_the_terminal_that_it_was_started_from() {
+fn a_daemon_closes_the_terminal_that_it_was_started_from() {
     let pair = openpty(None, None).expect("a terminal");
     let terminal = ttyname(&pair.slave).expect("it has a name");
     for end in [&pair.master, &pair.slave] {
@@ -192,32 +216,59 @@ fn a_daemon_lets_go_of_the_terminal_that_it_was_started_from() {
     assert_eq!(daemon.wait(), 0);
 }
 
+/// Runs the commands of the client program in a hint, as they are printed.
+fn run_client_commands(hint: &str, socket: &Path) {
+    let mut peer = Peer::join(socket, 3);
+    let commands: Vec<&str> = hint.lines().filter(|line| line.contains("ivshmem-client")).collect();
+    let outputs: Vec<String> = commands
+        .iter()
+        .map(|command| {
+            let ended = run(Command::new("sh").args(["-c", command.trim()]));
+            assert!(ended.status.success(), "{command}: {ended:?}");
+            ended.stdout
+        })
+        .collect();
+    assert_eq!(outputs.len(), 2, "{hint}");
+    assert!(outputs[0].contains(&format!("peer_id = {}\n", peer.id())), "{outputs:?}");
+    peer.wait_for_departure(peer.id() + 2);
+    assert_eq!(peer.take_rung(), [0, 1, 2].into(), "'int all' rings all vectors");
+}
+
 #[test]
-fn the_hint_is_a_command_line_for_this_server_wherever_it_runs() {
+fn the_commands_of_the_hint_work_as_they_are_printed() {
     let place = Place::new();
-    // '+' and ',' are odd in QEMU's option syntax and in a pipe's protocol; in a name they are welcome.
-    let socket = place.path("a+b,c");
-    let args = ["--hint", "-n", "3", "-l", "2M", "-S", socket.to_str().expect("ours")];
-    let hint = |text: &str| {
-        let name = format!("path={}/a+b,,c'", place.dir().display());
+    // Characters with a meaning in QEMU's option syntax or in the shell are allowed in a path.
+    let socket = place.path("a+b,c$d");
+    let args = ["--hint", "-n", "3", "-l", "2M", "-S", socket.to_str().expect("the path is UTF-8")];
+    let check = |text: &str| {
+        let name = format!("path={}/a+b,,c$d'", place.dir().display());
         for part in [&name, "2097152 bytes", "vectors: 3", "vectors=3", "qemu-system-x86_64"] {
             assert!(text.contains(part), "no {part} in {text}");
         }
         assert!(text.ends_with("\n"), "{text:?}");
+        run_client_commands(text, &socket);
     };
     let (mut daemon, ended) = Background::start(&mut place.command(&args), &place.pid_file());
-    hint(&ended.stdout);
+    check(&ended.stdout);
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
 
-    let mut server = Process::spawn(place.command(&args).arg("-F"));
+    // Its output goes to a file, which can be read while it runs.
+    let mut command = Command::new("sh");
+    let script = format!("exec \"$0\" \"$@\" >{}", place.path("out").display());
+    command.args(["-c", &script]).arg(program()).args(place.args()).args(args).arg("-F");
+    let mut server = Process::spawn(&mut command);
     server.wait_until_listening(&socket);
-    hint(&server.stop().stdout.replace("server disconnected\n", ""));
-    place.assert_holds_only(&[]);
+    check(&wait_for("the hint", || {
+        let text = text_of(&place.path("out"));
+        text.ends_with("int all'\n\n").then_some(text)
+    }));
+    server.stop();
+    place.assert_holds_only(&["out"]);
 }
 
 #[test]
-fn the_mode_of_the_socket_is_the_umasks_or_the_one_asked_for() {
+fn the_mode_of_the_socket_is_that_of_the_option_or_of_the_umask() {
     for (umask, args, expected) in [
         ("022", &[][..], 0o755),
         ("077", &[], 0o700),
@@ -236,7 +287,7 @@ fn the_mode_of_the_socket_is_the_umasks_or_the_one_asked_for() {
 }
 
 #[test]
-fn relative_paths_are_those_of_the_caller_to_the_end() {
+fn relative_paths_stay_relative_to_the_callers_directory() {
     let place = Place::new();
     let mut command = Command::new(program());
     command.current_dir(place.dir());
@@ -295,7 +346,7 @@ fn verbose_lines_come_in_the_references_order_and_at_once() {
     let name = daemon.shm_path().file_name().unwrap().to_string_lossy().into_owned();
     let socket = daemon.socket_path().display().to_string();
     let output = daemon.stop();
-    // The numbers of the sockets are the server's own business.
+    // Any descriptor number is correct.
     let lines: Vec<&str> = output
         .lines()
         .map(|line| match line.strip_prefix("accept()=").map(str::parse::<u32>) {
@@ -330,7 +381,7 @@ fn verbose_names_the_directory_of_file_backed_memory() {
 }
 
 #[test]
-fn sigterm_and_sigint_end_it_with_0_and_everybody_is_told() {
+fn sigterm_and_sigint_end_the_server_with_0_and_close_every_connection() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let place = Place::new();
         let process = place.serve(&[]);
@@ -346,10 +397,10 @@ fn sigterm_and_sigint_end_it_with_0_and_everybody_is_told() {
         assert_eq!(ended.stdout, "server disconnected\n", "{signal}");
         assert_eq!(ended.stderr, "", "{signal}");
         place.assert_holds_only(&[]);
-        for (who, client) in clients.iter_mut().enumerate() {
+        for (number, client) in clients.iter_mut().enumerate() {
             let more = |_: &usize| client.receive(PATIENCE).expect("no error").is_some();
             let last = (0..20).take_while(more).count();
-            assert!(last < 20, "{signal}: client {who} sees the end");
+            assert!(last < 20, "{signal}: client {number} sees the end of the stream");
         }
     }
 }
@@ -371,7 +422,7 @@ fn the_soft_descriptor_limit_is_raised_to_the_hard_one() {
 }
 
 #[test]
-fn five_hundred_peers_that_come_and_go_leak_no_descriptor() {
+fn five_hundred_peers_that_join_and_leave_leak_no_descriptor() {
     let daemon = Daemon::builder().vectors(4).start();
     let mut resident = Peer::join(daemon.socket_path(), 4);
     let before = daemon.open_fds();
@@ -383,7 +434,7 @@ fn five_hundred_peers_that_come_and_go_leak_no_descriptor() {
             _ => drop(Connection::open(daemon.socket_path()).expect("the version")),
         }
     }
-    // Its coming is told after the goings of all before it.
+    // The resident is told of this join after all departures.
     let last = Peer::join(daemon.socket_path(), 4);
     resident.wait_for_peer(last.id());
     drop(last);
@@ -391,12 +442,12 @@ fn five_hundred_peers_that_come_and_go_leak_no_descriptor() {
     daemon.stop();
 }
 
-/// The descriptors of a process that a program started by it inherits.
+/// The descriptors of a process that its children inherit.
 fn inheritable(pid: Pid) -> BTreeSet<String> {
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
     fds.map(|entry| entry.expect("it runs").file_name().to_string_lossy().into_owned())
         .filter(|number| {
-            // Octal; O_CLOEXEC is 02000000. One that was closed meanwhile is not inherited.
+            // The flags are octal; O_CLOEXEC is 02000000. A descriptor that was closed meanwhile is not inherited.
             let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"));
             let flags = info.unwrap_or_default();
             let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
@@ -408,7 +459,7 @@ fn inheritable(pid: Pid) -> BTreeSet<String> {
 
 #[test]
 fn every_descriptor_is_close_on_exec() {
-    // The first three are there to be inherited; and whoever runs the tests may have let in more.
+    // The daemon gets the first three, and may inherit more from the process that runs the tests.
     let mut inherited = inheritable(Pid::this());
     inherited.extend(["0", "1", "2"].map(str::to_owned));
     let place = Place::new();
@@ -421,7 +472,7 @@ fn every_descriptor_is_close_on_exec() {
         (dir.pid(), dir.socket_path().to_owned()),
     ] {
         let _peers = [(); 2].map(|()| Peer::join(&socket, 3));
-        // Two sockets and six eventfds, the memory, the listener and the epoll instance at the least.
+        // At least two sockets, six eventfds, the memory, the listener and the epoll instance.
         let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count();
         assert!(open >= inherited.len() + 11, "{open} descriptors seen");
         let extra = &inheritable(pid) - &inherited;

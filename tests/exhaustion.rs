@@ -394,7 +394,7 @@ fn check_unread_output(path: &Path, mut reader: File) {
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines.contains(&"new peer id = 200"), "{text}");
     assert!(!lines.contains(&"new peer id = 2900"), "the output was read during the test: {text}");
-    assert!(text.contains("lines left out, as nobody took them"), "{text}");
+    assert!(text.contains("lines dropped, because the output was not read"), "{text}");
 }
 
 #[test]

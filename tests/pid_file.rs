@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The pid file: when it is there, what it replaces, and that no other user can turn it against the daemon.
+//! The pid file: when it exists, which files it replaces, and that no other user can misuse it.
 //!
-//! Many starters on one pid file are in starters.rs.
+//! Several daemons that start at once with one pid file are in concurrent_start.rs.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -40,8 +40,12 @@ fn a_second_daemon_with_the_same_pid_file_is_refused_and_the_first_goes_on() {
     let second = run(&mut other.command(&["-p", pid_file.to_str().expect("ours")]));
     second.assert_refused(&["pid file", pid_file.to_str().unwrap(), &first.pid().to_string()]);
     other.assert_holds_only(&[]);
-    assert_eq!(text_of(&pid_file), format!("{}\n", first.pid()), "the first's pid file");
-    assert_eq!(Peer::join(&place.socket(), 1).id(), 0, "the first serves");
+    assert_eq!(
+        text_of(&pid_file),
+        format!("{}\n", first.pid()),
+        "the pid file of the first daemon"
+    );
+    assert_eq!(Peer::join(&place.socket(), 1).id(), 0, "the first daemon serves");
     first.signal(Signal::SIGTERM);
     assert_eq!(first.wait(), 0);
     place.assert_holds_only(&[]);
@@ -52,8 +56,8 @@ fn a_pid_file_left_by_a_killed_daemon_is_taken_over() {
     let place = Place::new();
     let first = place.daemonize(&[]);
     drop(first);
-    assert_eq!(place.names(), ["pid", "socket"], "left by the killed one");
-    // Longer than what is to replace it.
+    assert_eq!(place.names(), ["pid", "socket"], "left by the killed daemon");
+    // Longer than the new content.
     fs::write(place.pid_file(), "123456789012345678901234567890\n").expect("it is ours");
     let mut second = place.daemonize(&[]);
     second.signal(Signal::SIGTERM);
@@ -71,7 +75,7 @@ fn in_the_foreground_no_pid_file_is_written() {
 }
 
 #[test]
-fn its_mode_is_644_whatever_the_umask() {
+fn its_mode_is_644_with_every_umask() {
     for umask in ["000", "022", "077", "177"] {
         let place = Place::new();
         let mut command = Command::new("sh");
@@ -99,7 +103,7 @@ fn an_empty_file_or_one_with_a_number_is_replaced() {
 }
 
 #[test]
-fn everything_else_in_its_place_is_refused_named_and_left_as_it_is() {
+fn any_other_file_is_refused_named_and_left_unchanged() {
     type Make = fn(&Place);
     let cases: [(&str, Make); 13] = [
         ("begins with \"precious\\n\"", |place| fs::write(place.pid_file(), "precious\n").unwrap()),
@@ -122,7 +126,7 @@ fn everything_else_in_its_place_is_refused_named_and_left_as_it_is() {
             fs::write(place.path("target"), "123\n").unwrap();
             fs::hard_link(place.path("target"), place.pid_file()).unwrap();
         }),
-        // In the place of the directory that it needs for a moment.
+        // A file that has the name of the private directory.
         ("is not a private directory", |place| fs::write(place.path("pid.lock"), "").unwrap()),
     ];
     for (named, make) in cases {
@@ -131,7 +135,7 @@ fn everything_else_in_its_place_is_refused_named_and_left_as_it_is() {
         let before = contents(&place);
         let ended = run(&mut place.command(&[]));
         let after = contents(&place);
-        // Nobody is to read a FIFO there, not even the end of this place.
+        // Removed now: otherwise the end of `place` would read from a FIFO.
         let _ = fs::remove_file(place.pid_file());
         let pid_file = place.pid_file();
         ended.assert_refused(&["pid file", pid_file.to_str().expect("ours"), named]);
@@ -144,7 +148,7 @@ fn everything_else_in_its_place_is_refused_named_and_left_as_it_is() {
     place.assert_holds_only(&[]);
 }
 
-/// Name, inode, mode and content of everything in the directory.
+/// Name, inode, mode and content of each file in the directory.
 fn contents(place: &Place) -> Vec<(String, u64, u32, Option<String>)> {
     let look = |name: String| {
         let path = place.path(&name);
@@ -156,11 +160,11 @@ fn contents(place: &Place) -> Vec<(String, u64, u32, Option<String>)> {
 }
 
 #[test]
-fn what_a_killed_starter_left_in_the_private_directory_is_cleared() {
+fn files_that_a_killed_daemon_left_in_the_private_directory_are_removed() {
     for (left, pid_file) in [
-        // Killed before the new file had its name.
+        // Killed before the new file got its name.
         (&["new"][..], None),
-        // Killed while an old file was looked at: its name free, and used again.
+        // Killed while an old file was checked: its name is free, or used again.
         (&["old"], None),
         (&["old", "new"], Some("12\n")),
     ] {
@@ -183,7 +187,7 @@ fn what_a_killed_starter_left_in_the_private_directory_is_cleared() {
 }
 
 #[test]
-fn a_foreign_file_that_a_killed_starter_had_moved_away_gets_its_name_back() {
+fn another_file_that_a_killed_daemon_had_moved_gets_its_name_back() {
     let place = Place::new();
     let room = place.path("pid.lock");
     fs::create_dir(&room).expect("the place is new");
@@ -193,7 +197,7 @@ fn a_foreign_file_that_a_killed_starter_had_moved_away_gets_its_name_back() {
     place.assert_holds_only(&["pid"]);
     assert_eq!(text_of(&place.pid_file()), "precious");
 
-    // Its name is used again: it stays, and the error says where.
+    // Its name is used again: the file stays in the private directory, and the error names it.
     fs::create_dir(&room).expect("it was removed");
     fs::set_permissions(&room, Permissions::from_mode(0o700)).expect("it is ours");
     fs::rename(place.pid_file(), room.join("old")).expect("both are ours");
@@ -203,14 +207,14 @@ fn a_foreign_file_that_a_killed_starter_had_moved_away_gets_its_name_back() {
     assert_eq!((text_of(&kept), text_of(&place.pid_file())), ("precious".into(), "123\n".into()));
 }
 
-/// Every user may read a pid file, and so take these locks on it.
+/// Every user may read a pid file, and so take read locks on it.
 #[test]
-fn locks_that_readers_can_take_keep_no_daemon_from_starting_or_ending() {
+fn locks_of_readers_do_not_keep_a_daemon_from_starting_or_ending() {
     let place = Place::new();
     for content in ["", "1234567890\n"] {
         fs::write(place.pid_file(), content).expect("it can be written");
         let reader = File::open(place.pid_file()).expect("it is there");
-        reader.try_lock().expect("nobody else has it");
+        reader.try_lock().expect("no other process has a lock");
         let mut lock = libc::flock {
             l_type: libc::F_RDLCK as i16,
             l_whence: libc::SEEK_SET as i16,
@@ -222,7 +226,7 @@ fn locks_that_readers_can_take_keep_no_daemon_from_starting_or_ending() {
         let mut daemon = place.daemonize(&[]);
         assert_eq!(text_of(&place.pid_file()), format!("{}\n", daemon.pid()));
 
-        // That of the running daemon.
+        // The same on the file of the running daemon.
         let reader_too = File::open(place.pid_file()).expect("it is there");
         reader_too.try_lock().expect("the daemon has no such lock");
         lock.l_type = libc::F_RDLCK as i16;
@@ -232,7 +236,7 @@ fn locks_that_readers_can_take_keep_no_daemon_from_starting_or_ending() {
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.wait(), 0);
         place.assert_holds_only(&[]);
-        // Closing is not enough: a child that another test has just forked may have a copy.
+        // Closing the file is not enough: a child that another test has just forked may have a copy of the descriptor.
         for reader in [reader, reader_too] {
             reader.unlock().expect("it was locked");
         }
@@ -252,8 +256,8 @@ fn a_pid_file_of_another_user_is_refused_and_its_owner_named() {
     place.assert_holds_only(&["pid"]);
 }
 
-/// Exchanges two names again and again, as a process of [`NOBODY`] that [`exchange_names`] starts. It is a test only to
-/// be in a program that can be started.
+/// Exchanges two names in a loop. [`exchange_names`] runs this as a process of the user [`NOBODY`]. It is a test only so
+/// that this program contains it.
 #[test]
 #[ignore = "a process of other tests"]
 fn exchanges_two_names() {
@@ -261,10 +265,10 @@ fn exchanges_two_names() {
     let [one, other] = ["pid", "other"].map(|name| Path::new(&names).join(name));
     let mut stdout = std::io::stdout();
     loop {
-        // While it is being replaced there is nothing to be exchanged.
+        // The call fails while one of the names is missing.
         let flags = RenameFlags::RENAME_EXCHANGE;
         if renameat2(AT_FDCWD, &one, AT_FDCWD, &other, flags).is_ok() {
-            // A sign that it works, which ends it with the test that reads it.
+            // Shows that names are exchanged, and ends the process when the test has ended.
             if stdout.write_all(b".").and_then(|()| stdout.flush()).is_err() {
                 return;
             }
@@ -272,7 +276,7 @@ fn exchanges_two_names() {
     }
 }
 
-/// A process that ends with its test.
+/// A process that is killed when this value is dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -282,7 +286,7 @@ impl Drop for Running {
     }
 }
 
-/// Has another user exchange the names "pid" and "other" in this directory.
+/// Starts a process of another user that exchanges the names "pid" and "other" in this directory.
 fn exchange_names(dir: &Path, count: &Path) -> Running {
     let mut command = Command::new(std::env::current_exe().expect("a test knows its own file"));
     command.args(["--exact", "--ignored", "--nocapture", "exchanges_two_names"]);
@@ -294,8 +298,8 @@ fn exchange_names(dir: &Path, count: &Path) -> Running {
     child
 }
 
-/// Starts and stops daemons for some time while another user exchanges the pid file with what `plant` makes; `check`
-/// is called after each.
+/// Starts and stops daemons for some time while another user exchanges the pid file with the file that `plant` makes.
+/// Calls `check` after each daemon.
 fn under_exchange(plant: impl Fn(&Path), check: impl Fn(&Path)) {
     let place = Place::new();
     fs::set_permissions(place.dir(), Permissions::from_mode(0o755)).expect("it is ours");
@@ -326,7 +330,7 @@ fn under_exchange(plant: impl Fn(&Path), check: impl Fn(&Path)) {
             _ => panic!("{ended:?}"),
         }
         check(&shared);
-        // The next one finds a pid file to replace, whatever became of it.
+        // The next daemon finds a pid file, even if this one removed it.
         let names = ["pid", "other"].map(|name| shared.join(name));
         if let Some(free) = names.iter().find(|name| fs::symlink_metadata(name).is_err()) {
             let new = shared.join("next");
@@ -338,7 +342,7 @@ fn under_exchange(plant: impl Fn(&Path), check: impl Fn(&Path)) {
     }
 }
 
-/// The id of the daemon of this place, whose pid file may have any name.
+/// The id of the daemon of this place. Its pid file may have another name by now.
 fn running_pid(place: &Place) -> String {
     let socket = place.socket();
     let processes = fs::read_dir("/proc").expect("Linux with /proc").flatten();
@@ -361,12 +365,12 @@ fn a_file_that_another_user_exchanges_with_the_pid_file_is_neither_written_nor_r
     under_exchange(
         |shared| fs::write(shared.join("other"), "precious").expect("it is ours"),
         |shared| {
-            // Wherever it is: the two names are exchanged while we look.
+            // The file may have either name.
             let found = || {
                 let names: [PathBuf; 2] = ["pid", "other"].map(|name| shared.join(name));
                 names.iter().any(|name| text_of(name) == "precious").then_some(())
             };
-            wait_for("the file of that content", found);
+            wait_for("the file with that content", found);
         },
     );
 }
@@ -378,7 +382,7 @@ fn a_link_that_another_user_exchanges_with_the_pid_file_is_not_followed() {
     }
     let place = Place::new();
     let target = place.path("target");
-    // What a pid file may hold, so that it is kept for its name only.
+    // A content that a pid file may have: only the link protects the file.
     fs::write(&target, "123\n").expect("the place is new");
     let before = fs::metadata(&target).expect("it is ours");
     under_exchange(

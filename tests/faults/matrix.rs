@@ -70,6 +70,8 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Start, "signalfd4", Fails, 1, &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EINVAL"]),
     // The limit of open files may stay unknown. The limit of file sizes must be known.
     row(Start, "prlimit64", FailsOrHarmless, 1, &["EPERM", "EINVAL", "EFAULT"]),
+    // A stream whose kind cannot be found is written to like a file.
+    row(Start, "ioctl", Harmless, 1, &["ENOTTY", "EIO", "EBADF"]),
     // Called before a line is printed.
     row(Start, "poll", Harmless, 1, &["EINTR", "ENOMEM", "EINVAL", "EFAULT"]),
     row(Start, "epoll_create1", Fails, 1, &["EMFILE", "ENFILE", "ENOMEM", "EINVAL"]),
@@ -182,6 +184,8 @@ pub(crate) const MATRIX: &[Row] = &[
 
     // Stopping.
     row(Stop, "epoll_wait", Harmless, 1, &["EINTR"]),
+    // The signal is read again, or the server ends without knowing which signal came.
+    row(Stop, "read", Harmless, 3, &["EINTR", "EAGAIN", "EIO", "EINVAL", "EBADF"]),
     row(Stop, "write", Harmless, 1, &["EPIPE", "ENOSPC", "EAGAIN", "EINTR", "EIO"]),
     row(Stop, "poll", Harmless, 1, &["EINTR", "ENOMEM"]),
     row(Stop, "shutdown", Harmless, 1, &["ENOTCONN", "EBADF"]),

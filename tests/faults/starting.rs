@@ -201,7 +201,7 @@ fn own_calls(way: Way) -> Vec<Call> {
     assert!(served, "{way:?} starts when nothing fails");
     let (first, last) = match way {
         Way::Launch => ("readlink(\"/proc/self/exe\"", "exit_group"),
-        _ => ("rt_sigprocmask(SIG_BLOCK, [INT TERM]", "accept4("),
+        _ => ("rt_sigprocmask(SIG_BLOCK, [HUP INT TERM]", "accept4("),
     };
     let calls = strace::calls(&log);
     let find = |start: &str| {

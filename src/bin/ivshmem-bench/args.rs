@@ -23,9 +23,9 @@ pub(crate) enum Part {
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ivshmem-bench", version, disable_help_flag = true)]
 #[command(
-    after_help = "With -S the peers of this program join a server that others may use: an id \
-                  that they had is not given again while anybody stays who was told of it, and \
-                  the memory is only read unless --overwrite is said."
+    after_help = "With -S the peers of this program join a server that other clients may use. Their \
+                  ids are not given again while a client that saw them stays connected. The \
+                  memory is only read, unless --overwrite is given."
 )]
 pub(crate) struct Args {
     /// Show this help

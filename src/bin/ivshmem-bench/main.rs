@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The `ivshmem-bench` program: what peers of this host can expect, beside what the bare kernel
-//! takes for the same. docs/benchmarks.md tells how to read it.
+//! The `ivshmem-bench` program: measures the performance of peers on this host, beside that of the
+//! bare system calls. docs/benchmarks.md explains the figures.
 
 #![forbid(unsafe_code)]
 
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 fn bench(args: &Args) -> Result<(), Failure> {
     let host = Host::open(args)?;
     let mut receivers = vec![Receiver::Blocking];
-    // Two that spin on one processor wait for each other's time slice.
+    // On one processor, two busy receivers would wait for each other's time slice.
     if thread::available_parallelism()?.get() > 1 {
         receivers.push(Receiver::Busy);
     } else {
@@ -71,7 +71,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     if args.wants(Part::Join) {
         steps += u64::from(args.joins);
     }
-    // It shows itself only where stderr is a terminal.
+    // The progress bar is visible only if stderr is a terminal.
     let progress = ProgressBar::new(steps)
         .with_style(ProgressStyle::with_template("{msg:10} {wide_bar} {percent}% {eta}")?);
     let tick = || progress.inc(1);
@@ -87,7 +87,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     if args.wants(Part::Memory) {
         progress.set_message("memory");
         if host.is_own() {
-            // What is read has to be there first.
+            // Writing first gives the memory its pages.
             resident.memory().write(0, &vec![1; resident.memory().len()])?;
         }
         for &way in ways {
@@ -109,7 +109,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
     progress.finish_and_clear();
     let written = if args.json { report.print_json() } else { report.print() };
     match written {
-        // Whoever read it has read enough.
+        // The reader has closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }

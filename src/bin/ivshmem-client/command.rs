@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The commands: what they are called, what follows them, and where one ends.
+//! The syntax of the commands.
 //!
-//! The first four are the reference's. There, what separates them is a newline, a carriage
-//! return or a semicolon; here a semicolon does not within "quotes".
+//! A newline, a carriage return or a semicolon ends a command, as in the reference; but a semicolon
+//! within "quotes" does not. The first four commands of the help are those of the reference.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::args::seconds;
 
-/// What `help` says: the reference's four lines, then ours.
+/// The text of `help`: the four lines of the reference, then our own commands.
 pub(crate) const HELP: &str = "\
 dump: dump peers (including us)
 int <peer> <vector>: notify one vector on a peer
@@ -19,10 +19,10 @@ int all: notify all vectors of all peers (excepting us)
 wait <vector> [<seconds>]: wait until one of our vectors is notified
 read <offset> <length> [hex|text]: read the shared memory
 write <offset> <data>: write to it; data is hex digits (0a1b) or \"text\\n\"
-watch [<seconds>]: say also which peers come and go
-quit: end";
+watch [<seconds>]: also print which peers join and leave
+quit: exit";
 
-/// The vectors that an `int` is for.
+/// The vectors that an `int` interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     One(i64, u32),
@@ -30,7 +30,7 @@ pub(crate) enum Target {
     All,
 }
 
-/// How memory is shown.
+/// The format in which memory is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Dump,
@@ -50,8 +50,8 @@ pub(crate) enum Command {
     Quit,
 }
 
-/// Takes the first command off the front of `text`, separator included. None if what is there
-/// is not known to be whole yet; at the `end` of input it is.
+/// Removes the first command and its separator from `text`. Returns `None` if there is no complete
+/// command. At the `end` of the input, a command needs no separator.
 pub(crate) fn next(text: &mut Vec<u8>, end: bool) -> Option<String> {
     let mut quoted = false;
     let mut escaped = false;
@@ -69,7 +69,7 @@ pub(crate) fn next(text: &mut Vec<u8>, end: bool) -> Option<String> {
     Some(String::from_utf8_lossy(&line).trim().to_owned())
 }
 
-/// Understands a command, or says what is wrong with it.
+/// Parses a command.
 pub(crate) fn parse(line: &str) -> Result<Command, String> {
     let unknown = || "invalid command, type help".to_owned();
     let wrong = |usage: &str| format!("invalid command, type help (it is: {usage})");
@@ -122,7 +122,7 @@ pub(crate) fn parse(line: &str) -> Result<Command, String> {
     }
 }
 
-/// The first word, and what follows it.
+/// The first word and the rest of the line.
 fn split(line: &str) -> (&str, &str) {
     let line = line.trim();
     line.split_once(char::is_whitespace).map_or((line, ""), |(word, rest)| (word, rest.trim()))
@@ -136,7 +136,7 @@ fn optional_time(words: &[&str]) -> Option<Option<Duration>> {
     }
 }
 
-/// A decimal number, or one in hexadecimal after `0x`.
+/// Parses a decimal number, or a hexadecimal one after `0x`.
 fn number(text: &str) -> Option<usize> {
     let (digits, base) = match text.strip_prefix("0x") {
         Some(digits) => (digits, 16),
@@ -146,7 +146,7 @@ fn number(text: &str) -> Option<usize> {
     usize::from_str_radix(digits, base).ok().filter(|_| only)
 }
 
-/// The bytes that are meant by `"text"` or by hex digits.
+/// Parses the data of `write`: `"text"` or hex digits.
 fn data_of(data: &str) -> Option<Vec<u8>> {
     match data.strip_prefix('"') {
         Some(rest) => unescape(rest.strip_suffix('"')?),
@@ -168,7 +168,7 @@ fn hex(digits: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Text with `\n`, `\r`, `\t`, `\0`, `\\`, `\"` and `\xNN` in it.
+/// Replaces `\n`, `\r`, `\t`, `\0`, `\\`, `\"` and `\xNN` in a text by the bytes.
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut rest = text.bytes();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_separated_as_the_reference_does() {
+    fn commands_are_separated_as_in_the_reference() {
         assert_eq!(split_up("dump;int 0 1\r\nhelp"), ["dump", "int 0 1", "", "help"]);
         assert_eq!(split_up(";;"), ["", ""]);
     }
@@ -211,7 +211,11 @@ mod tests {
     #[test]
     fn a_semicolon_within_quotes_separates_nothing() {
         assert_eq!(split_up(r#"write 0 "a;\";b";dump"#), [r#"write 0 "a;\";b""#, "dump"]);
-        assert_eq!(split_up("write 0 \"a\ndump"), ["write 0 \"a", "dump"], "a line ends there");
+        assert_eq!(
+            split_up("write 0 \"a\ndump"),
+            ["write 0 \"a", "dump"],
+            "a newline ends the quotes"
+        );
     }
 
     #[test]
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_understood() {
+    fn every_command_is_parsed() {
         use Command::*;
         let time = |seconds| Some(Duration::from_secs(seconds));
         for (line, command) in [
@@ -252,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_is_said_in_the_references_words() {
+    fn an_unknown_command_gives_the_error_of_the_reference() {
         for line in [
             "dumb",
             "int",

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Line editing and history on a terminal, in a thread of its own since it blocks.
+//! Line editing and history on a terminal. The editor blocks, so it runs in a thread of its own.
 //!
-//! What is printed meanwhile goes in the place of the line, which is then drawn again below;
-//! for that the editor tells, at each change, what the line is. (Its own printer for such
-//! things would do, but with it what is typed ahead gets stuck.)
+//! Output while the user edits a line replaces the line on the terminal, and the line is drawn again
+//! below it. For this the editor reports the line at each change. (rustyline's own external printer
+//! is not used: with it, text that was typed ahead is not
+//! processed.)
 
 #![forbid(unsafe_code)]
 
@@ -30,15 +31,15 @@ type LineEditor = rustyline::Editor<Shown, MemHistory>;
 
 /// The main thread's end of the editor.
 pub(crate) struct Editor {
-    /// A line; none at the end.
+    /// A line; `None` at the end of the input.
     lines: Receiver<Option<String>>,
-    /// Says that there is one.
+    /// Readable when a line is ready.
     ready: Arc<EventFd>,
-    /// Asks for the next one.
+    /// Asks the editor for the next line.
     asks: Sender<()>,
 }
 
-/// Starts the editor, and says how to print while it is at work.
+/// Starts the editor. The printer prints while the editor runs.
 pub(crate) fn start() -> io::Result<(Editor, Printer)> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let ready = Arc::new(EventFd::from_flags(flags)?);
@@ -50,7 +51,7 @@ pub(crate) fn start() -> io::Result<(Editor, Printer)> {
     editor.set_helper(Some(shown.clone()));
     let (told, shows) = (Arc::clone(&ready), shown.clone());
     thread::spawn(move || edit(&mut editor, &shows, &sender, &told, &asked));
-    // A window of another size is for the editor's thread to hear of.
+    // Only the editor's thread handles a change of the window size.
     let mut window = SigSet::empty();
     window.add(Signal::SIGWINCH);
     window.thread_block()?;
@@ -60,11 +61,11 @@ pub(crate) fn start() -> io::Result<(Editor, Printer)> {
 impl Editor {
     /// Asks for a line.
     pub(crate) fn ask(&self) {
-        // Without a thread there is no more to ask for, and `line` says so.
+        // If the thread has ended, `line` returns `None`.
         let _ = self.asks.send(());
     }
 
-    /// The line that was asked for, once it is ready; none at the end of input.
+    /// The line that was asked for, when it is ready. Returns `None` at the end of the input.
     pub(crate) fn line(&self) -> Option<String> {
         let _ = self.ready.read();
         self.lines.try_recv().ok().flatten()
@@ -78,7 +79,7 @@ impl AsFd for Editor {
     }
 }
 
-/// The thread.
+/// The code of the thread.
 fn edit(
     editor: &mut LineEditor,
     shown: &Shown,
@@ -91,10 +92,10 @@ fn edit(
         let line = editor.readline(PROMPT).ok();
         shown.set(None);
         if let Some(line) = &line {
-            // One that cannot be kept is not recalled, no more.
+            // On an error the line is missing from the history.
             let _ = editor.add_history_entry(line);
         }
-        // The end of input, Ctrl-C, or a terminal that has gone.
+        // The end of the input, Ctrl-C, or a closed terminal.
         let last = line.is_none();
         if lines.send(line).is_err() || ready.write(1).is_err() || last {
             return;
@@ -102,15 +103,15 @@ fn edit(
     }
 }
 
-/// The line that is on the terminal.
+/// An incomplete line on the terminal.
 #[derive(Default)]
 struct Line {
     text: String,
-    /// The cursor, in bytes.
+    /// The position of the cursor, in bytes.
     place: usize,
 }
 
-/// The line that is on the terminal; none while none is being edited.
+/// The line that the user edits now, if any.
 #[derive(Clone, Default)]
 struct Shown(Arc<Mutex<Option<Line>>>);
 
@@ -175,7 +176,7 @@ impl Highlighter for Shown {
 
 impl Validator for Shown {
     fn validate(&self, _: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
-        // It is done; what is printed from here on comes below it.
+        // The line is complete. Further output comes below it.
         self.set(None);
         Ok(ValidationResult::Valid(None))
     }

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Where commands come from: `--exec`, a pipe or file, or a terminal with line editing.
+//! The source of the commands: `--exec`, a pipe or file, or a terminal with line editing.
 //!
-//! The editor blocks, so it has a thread of its own, which hands over a line at a time and
-//! waits until that has been carried out. All else of the program is one thread with a
-//! `poll(2)`, for which each kind of input is a descriptor.
-//!
-//! On a terminal, `editor` has the line.
+//! The main thread waits in one `poll(2)`, so each kind of input is a descriptor. The line editor
+//! (`editor`) blocks, so it runs in a thread of its own: it sends one line at a time, and waits
+//! until the command has run.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +17,7 @@ use crate::editor::{self, Editor};
 use crate::output::Printer;
 
 enum Source {
-    /// Commands were given on the command line.
+    /// Commands from the command line.
     Given,
     Stdin,
     Editor(Editor),
@@ -30,18 +28,18 @@ pub(crate) struct Input {
     text: Vec<u8>,
     /// A line was taken since the last `done`.
     taken: bool,
-    /// There will be no more.
+    /// No more commands will come.
     pub(crate) ended: bool,
 }
 
 impl Input {
-    /// Commands that are all here.
+    /// Commands from the command line, all known from the start.
     pub(crate) fn given(commands: &[String]) -> Self {
         let text = commands.join("\n").into_bytes();
         Self { source: Source::Given, text, taken: false, ended: true }
     }
 
-    /// Stdin, by the line editor if a person is there.
+    /// Stdin, with the line editor if stdin and stdout are a terminal.
     pub(crate) fn stdin(plain: bool) -> io::Result<(Self, Option<Printer>)> {
         if plain || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
             let source = Source::Stdin;
@@ -49,12 +47,12 @@ impl Input {
         }
         let (editor, printer) = editor::start()?;
         let source = Source::Editor(editor);
-        // The first line is to be asked for as well.
+        // `taken` makes the first `done` ask for a line.
         Ok((Self { source, text: Vec::new(), taken: true, ended: false }, Some(printer)))
     }
 
-    /// Whether a person types the commands.
-    pub(crate) fn is_person(&self) -> bool {
+    /// Whether the commands are typed with the line editor.
+    pub(crate) fn is_interactive(&self) -> bool {
         matches!(self.source, Source::Editor(_))
     }
 
@@ -62,13 +60,13 @@ impl Input {
         matches!(self.source, Source::Given)
     }
 
-    /// Whether more may be taken in than can be carried out now.
+    /// Whether more input may be buffered.
     pub(crate) fn has_room(&self) -> bool {
         const ENOUGH: usize = 1 << 20;
         self.text.len() < ENOUGH
     }
 
-    /// What is readable when there is more.
+    /// The descriptor that becomes readable when input arrives.
     pub(crate) fn descriptor<'a>(&'a self, stdin: &'a io::Stdin) -> Option<BorrowedFd<'a>> {
         match &self.source {
             _ if self.ended => None,
@@ -78,7 +76,7 @@ impl Input {
         }
     }
 
-    /// Takes in what is there.
+    /// Reads available input into the buffer.
     pub(crate) fn receive(&mut self) -> io::Result<()> {
         match &mut self.source {
             Source::Given => {}
@@ -88,7 +86,7 @@ impl Input {
                     Ok(0) => self.ended = true,
                     Ok(count) => self.text.extend(&bytes[..count]),
                     Err(Errno::EINTR | Errno::EAGAIN) => {}
-                    // What a terminal says that has been hung up.
+                    // The terminal was hung up.
                     Err(Errno::EIO) => self.ended = true,
                     Err(errno) => return Err(errno.into()),
                 }
@@ -101,7 +99,7 @@ impl Input {
         Ok(())
     }
 
-    /// The next command that is here.
+    /// The next complete command in the buffer.
     pub(crate) fn next(&mut self) -> Option<String> {
         loop {
             let line = command::next(&mut self.text, self.ended)?;
@@ -112,8 +110,8 @@ impl Input {
         }
     }
 
-    /// All that was there has been carried out, and the editor may go on. Whether there was
-    /// something.
+    /// Tells the editor that all commands so far have run. Returns whether there was one since the
+    /// last call.
     pub(crate) fn done(&mut self) -> bool {
         let taken = std::mem::take(&mut self.taken);
         match &self.source {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The `ivshmem-client` program: a peer of the guests, by hand or by script. The client is the
-//! library's; here are commands and words. docs/client.md is its manual.
+//! The `ivshmem-client` program: a peer of the guests, for users and scripts. The library is the
+//! client; this program adds commands and output. Its manual is docs/client.md.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use input::Input;
 use output::Output;
 use program::Program;
 
-/// The reference's.
+/// The same prompt as the reference's.
 const PROMPT: &str = "cmd> ";
 
 fn main() -> ExitCode {
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
-            // The reference exits with 1 where clap would with 2.
+            // Like the reference, not 2 like clap.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };

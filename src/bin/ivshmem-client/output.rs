@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What goes to stdout: the reference's lines, or one JSON object a line.
+//! The output: the lines of the reference, or one JSON object per line.
 //!
-//! While a line is being edited the editor owns the terminal, and prints for us, above it.
+//! While the user edits a line, the editor owns the terminal. All output then goes through the
+//! editor's printer, which puts it above the edited line.
 
 #![forbid(unsafe_code)]
 
@@ -9,49 +10,49 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-/// Prints while a line is being edited.
+/// Prints while the user edits a line.
 pub(crate) type Printer = Box<dyn FnMut(String) -> io::Result<()>>;
 
 pub(crate) struct Output {
     pub(crate) json: bool,
     pub(crate) verbose: bool,
     pub(crate) printer: Option<Printer>,
-    /// Nobody reads what is written.
+    /// A write failed, for example because the reader has closed the pipe.
     pub(crate) closed: bool,
 }
 
 impl Output {
-    /// A line of text, if text it is to be.
-    pub(crate) fn say(&mut self, line: impl AsRef<str>) {
+    /// Prints a line of text, unless the output is JSON.
+    pub(crate) fn print(&mut self, line: impl AsRef<str>) {
         if !self.json {
             self.put(format!("{}\n", line.as_ref()));
         }
     }
 
-    /// A line of text for those who want to know more.
+    /// Prints a line of text with `-v`.
     pub(crate) fn detail(&mut self, line: impl FnOnce() -> String) {
         if self.verbose {
-            self.say(line());
+            self.print(line());
         }
     }
 
-    /// An object, if it is to be JSON.
+    /// Prints an object if the output is JSON.
     pub(crate) fn object(&mut self, value: impl FnOnce() -> Value) {
         if self.json {
             self.put(format!("{}\n", value()));
         }
     }
 
-    /// A line for stderr.
+    /// Prints a line on stderr.
     pub(crate) fn warn(&mut self, line: &str) {
         match &mut self.printer {
             Some(print) => self.closed |= print(format!("{line}\n")).is_err(),
-            // A full disk under stderr is no reason to end.
+            // The program goes on without stderr, for example on a full disk.
             None => drop(writeln!(io::stderr(), "{line}")),
         }
     }
 
-    /// The prompt, where there is no editor that shows its own.
+    /// Prints the prompt. The editor prints its own.
     pub(crate) fn prompt(&mut self) {
         if !self.json && self.printer.is_none() {
             self.put(super::PROMPT.to_owned());
@@ -70,7 +71,8 @@ impl Output {
     }
 }
 
-/// Bytes as text on one line: what is not printable ASCII is escaped as `write` takes it.
+/// Formats bytes as text on one line. Other bytes than printable ASCII are escaped in the form that
+/// `write` accepts.
 pub(crate) fn text(bytes: &[u8]) -> String {
     let mut text = String::new();
     for &byte in bytes {
@@ -91,7 +93,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Offset, bytes and characters, 16 a line.
+/// Formats bytes in lines of 16: offset, hex digits, characters.
 pub(crate) fn dump(offset: usize, bytes: &[u8]) -> String {
     let line = |(number, line): (usize, &[u8])| {
         let hex: Vec<_> = line.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -110,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_shown_with_its_source_once() {
+    fn an_error_is_printed_with_its_source_once() {
         let error = ivshmem::Client::connect("/nowhere").unwrap_err();
         let text = ivshmem::Chain(&error).to_string();
         assert_eq!(text.matches("cannot connect to a server at \"/nowhere\": ").count(), 1);
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_shown_in_three_forms() {
+    fn memory_is_printed_in_three_forms() {
         let bytes = b"hello, \"world\"\n\0\xff";
         assert_eq!(hex(bytes), "68656c6c6f2c2022776f726c64220a00ff");
         assert_eq!(text(bytes), r#"hello, \"world\"\n\x00\xff"#);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The program's one loop: connect, and connect again; take commands as they come, carry them
-//! out one after another, and say what happens meanwhile.
+//! The main loop of the program. It connects, and connects again when the server has ended. It
+//! runs the commands one after another, and prints the events.
 
 #![forbid(unsafe_code)]
 
@@ -20,15 +20,16 @@ use crate::input::Input;
 use crate::output::Output;
 use crate::session::{Done, Session, done, fail};
 
-/// Between two attempts to connect.
+/// The time between two attempts to connect.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// After the last command of a pipe, what was set off by it may take so long to come back...
+/// After the last command from a pipe, the program exits when no event came for this time, so that
+/// it prints the interrupts that the commands cause.
 const LINGER: Duration = Duration::from_millis(100);
-/// ...each time, and all of it so long.
+/// The longest time for which events delay the exit.
 const LINGER_ALL: Duration = Duration::from_secs(1);
 
-/// A command that takes time.
+/// A command that is running: `wait` or `watch`.
 enum Busy {
     Wait { line: String, vector: u32, until: Option<Instant> },
     Watch { line: String, until: Option<Instant> },
@@ -47,20 +48,21 @@ pub(crate) struct Program<'a> {
     out: Output,
     input: Input,
     session: Option<Session>,
-    /// There has been a session.
-    met: bool,
-    /// When to connect next, and since when there has been no server.
+    /// The program was connected at least once.
+    was_connected: bool,
+    /// The time of the next attempt to connect.
     attempt: Instant,
+    /// The time since which there is no server.
     outage: Instant,
-    /// What kept us from connecting has been said.
-    told: bool,
-    /// A command that waits to be carried out: for the server, or its turn.
+    /// The error of the current outage was printed.
+    error_printed: bool,
+    /// A command that waits for the connection.
     next: Option<String>,
     busy: Option<Busy>,
     watching: bool,
     quit: bool,
     status: u8,
-    /// Since when there is nothing more to do, and since something last happened then.
+    /// After the last command: the time of its end, and the time of the last event.
     idle: Option<(Instant, Instant)>,
 }
 
@@ -72,10 +74,10 @@ impl<'a> Program<'a> {
             out,
             input,
             session: None,
-            met: false,
+            was_connected: false,
             attempt: now,
             outage: now,
-            told: false,
+            error_printed: false,
             next: None,
             busy: None,
             watching: args.json,
@@ -85,10 +87,10 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Runs to the end; the exit status.
+    /// Runs to the end. Returns the exit status.
     pub(crate) fn run(mut self) -> Result<u8, Box<dyn std::error::Error>> {
         if !self.input.is_given() {
-            self.out.say(command::HELP);
+            self.out.print(command::HELP);
             self.out.prompt();
         }
         loop {
@@ -96,7 +98,7 @@ impl<'a> Program<'a> {
             if self.session.is_none() && now >= self.attempt {
                 self.connect();
             }
-            self.carry_out()?;
+            self.run_commands()?;
             if self.out.closed || self.is_over() {
                 return Ok(self.status);
             }
@@ -114,12 +116,12 @@ impl<'a> Program<'a> {
         match builder.connect(path) {
             Ok(client) => {
                 self.session = Some(Session::begin(client, &mut self.out));
-                self.met = true;
-                self.told = false;
+                self.was_connected = true;
+                self.error_printed = false;
             }
             Err(error) => {
-                // Once for each time that the server is away: the rest is patience.
-                if !std::mem::replace(&mut self.told, true) || self.args.verbose {
+                // Once per outage. With -v, each failed attempt is printed.
+                if !std::mem::replace(&mut self.error_printed, true) || self.args.verbose {
                     self.out.warn("cannot connect to server, retry in 1 second");
                     self.out.warn(&format!("ivshmem-client: {}", Chain(&error)));
                 }
@@ -128,18 +130,18 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Says what happened, and carries out whatever can be now.
-    fn carry_out(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+    /// Prints the events, and runs all commands that can run now.
+    fn run_commands(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         loop {
             let ended = match &mut self.session {
-                Some(session) => !session.news(self.watching, &mut self.out)?,
+                Some(session) => !session.print_events(self.watching, &mut self.out)?,
                 None => false,
             };
             if ended {
                 self.session = None;
                 self.outage = Instant::now();
                 self.attempt = self.outage;
-                self.told = false;
+                self.error_printed = false;
             }
             if self.busy.is_some() && !self.end_busy() {
                 return Ok(());
@@ -160,7 +162,7 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Begins a command, and ends it too if it needs no time.
+    /// Starts a command. Most commands end at once.
     fn begin(&mut self, line: String) {
         let command = match command::parse(&line) {
             Ok(command) => command,
@@ -173,16 +175,18 @@ impl<'a> Program<'a> {
         let Some(session) = &mut self.session else {
             match command {
                 Command::Quit => self.quit = true,
-                Command::Help => self.out.say(command::HELP),
-                _ if self.input.is_person() => fail(&line, "not connected", &mut self.out),
+                Command::Help => self.out.print(command::HELP),
+                _ if self.input.is_interactive() => fail(&line, "not connected", &mut self.out),
                 _ => self.next = Some(line),
             }
             return;
         };
-        match session.carry_out(&line, &command, &mut self.out) {
-            Done::Failed(tells) => return self.failed(tells || self.input.is_given(), 1),
-            Done::Well => return,
-            Done::Later => {}
+        match session.run(&line, &command, &mut self.out) {
+            Done::Failed { sets_status } => {
+                return self.failed(sets_status || self.input.is_given(), 1);
+            }
+            Done::Ok => return,
+            Done::ByCaller => {}
         }
         let until = |time: Option<Duration>| time.map(|time| Instant::now() + time);
         match command {
@@ -191,8 +195,8 @@ impl<'a> Program<'a> {
             }
             Command::Watch { time } => {
                 self.watching = true;
-                // A person goes on typing.
-                if time.is_some() || !self.input.is_person() {
+                // On a terminal, the user can type further commands meanwhile.
+                if time.is_some() || !self.input.is_interactive() {
                     self.busy = Some(Busy::Watch { line, until: until(time) });
                 } else {
                     self.out.object(|| done(&line, Ok(json!({}))));
@@ -203,7 +207,8 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Ends a command that takes time, if it is time; whether it did.
+    /// Ends the running command if it is complete or its time is over. Returns whether no command is
+    /// running any more.
     fn end_busy(&mut self) -> bool {
         let Some(busy) = self.busy.take() else { return true };
         let late = busy.until().is_some_and(|until| Instant::now() >= until);
@@ -234,16 +239,16 @@ impl<'a> Program<'a> {
         true
     }
 
-    /// Takes note that a command failed.
-    fn failed(&mut self, tells: bool, status: u8) {
-        if tells {
+    /// Records that a command failed.
+    fn failed(&mut self, sets_status: bool, status: u8) {
+        if sets_status {
             self.status = self.status.max(status);
         }
-        // What comes after a command that failed was meant for when it does not.
+        // Commands of --exec depend on those before them.
         self.quit |= self.input.is_given();
     }
 
-    /// Whether there is nothing more to do.
+    /// Whether the program has to exit.
     fn is_over(&mut self) -> bool {
         let now = Instant::now();
         if self.quit {
@@ -261,8 +266,8 @@ impl<'a> Program<'a> {
             }
             return over;
         }
-        if self.input.is_given() || self.input.is_person() || self.session.is_none() {
-            if !self.met {
+        if self.input.is_given() || self.input.is_interactive() || self.session.is_none() {
+            if !self.was_connected {
                 self.status = 1;
             }
             return true;
@@ -271,7 +276,7 @@ impl<'a> Program<'a> {
         now >= last + LINGER || now >= since + LINGER_ALL
     }
 
-    /// Waits until there is something to do.
+    /// Waits for an event, input, or the next time limit.
     fn poll(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         let mut times = Vec::new();
         if self.session.is_none() {
@@ -288,11 +293,11 @@ impl<'a> Program<'a> {
         });
 
         let stdin = io::stdin();
-        // What is here is carried out before more is taken in; but without a server it is worth
-        // knowing whether there is an end.
+        // Further input is read only when no command waits or runs. Without a server it is read
+        // all the same, because the end of the input starts the time of --give-up.
         let idle = self.busy.is_none() && self.next.is_none();
-        let taking = idle || (self.session.is_none() && self.input.has_room());
-        let input = self.input.descriptor(&stdin).filter(|_| taking);
+        let reads_input = idle || (self.session.is_none() && self.input.has_room());
+        let input = self.input.descriptor(&stdin).filter(|_| reads_input);
         let session = self.session.as_ref().map(|session| session.client.as_fd());
         let mut fds: Vec<_> =
             session.iter().chain(&input).map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
@@ -301,14 +306,14 @@ impl<'a> Program<'a> {
             result => result?,
         };
         let ready = |fd: Option<&PollFd<'_>>| fd.is_some_and(|fd| fd.any().unwrap_or(true));
-        let (news, words) = (session.is_some(), input.is_some());
-        let news_ready = news && ready(fds.first());
-        let words_ready = words && ready(fds.last());
+        let (has_session, has_input) = (session.is_some(), input.is_some());
+        let event_ready = has_session && ready(fds.first());
+        let input_ready = has_input && ready(fds.last());
         match &mut self.idle {
-            Some((_, last)) if news_ready => *last = Instant::now(),
+            Some((_, last)) if event_ready => *last = Instant::now(),
             _ => {}
         }
-        if words_ready {
+        if input_ready {
             self.input.receive()?;
         }
         Ok(())

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A client while it is connected: what happens to it, in the program's words, and commands
-//! carried out.
+//! A connection to a server: prints its events and runs commands on it.
 
 #![forbid(unsafe_code)]
 
@@ -14,37 +13,40 @@ use serde_json::{Value, json};
 use crate::command::{Command, Form, HELP, Target};
 use crate::output::{self, Output};
 
-/// The most that one `read` shows.
-const MOST: usize = 1 << 20;
+/// The largest number of bytes that one `read` prints.
+const MAX_READ: usize = 1 << 20;
 
-/// How a command that needs no time went.
+/// The result of [`Session::run`].
 pub(crate) enum Done {
-    Well,
-    /// It can be carried out, which takes time or is not a session's business.
-    Later,
-    /// It failed, and that has been said. The flag: the program's exit status is to tell.
-    Failed(bool),
+    Ok,
+    /// The command is valid, and the caller has to run it.
+    ByCaller,
+    /// The command failed, and the error was printed.
+    Failed {
+        /// The exit status of the program has to be 1.
+        sets_status: bool,
+    },
 }
 
 pub(crate) struct Session {
     pub(crate) client: Client,
-    /// Rings of each vector that no `wait` has taken.
+    /// For each vector, the number of interrupts that no `wait` has taken.
     pub(crate) rung: BTreeMap<u32, u64>,
 }
 
 impl Session {
-    /// Says who we are and who is here.
+    /// Prints our own id and the peers.
     pub(crate) fn begin(client: Client, out: &mut Output) -> Self {
         let id = client.id();
         out.detail(|| format!("our_id={id}"));
         out.detail(|| format!("shm_fd={}", client.memory().as_fd().as_raw_fd()));
         if let Some(socket) = client.socket() {
-            out.say(format!("listen on server socket {}", socket.as_raw_fd()));
+            out.print(format!("listen on server socket {}", socket.as_raw_fd()));
         }
         for peer in client.peers() {
-            tell_peer(&client, peer, out, false);
+            print_peer(&client, peer, out, false);
         }
-        tell_vectors(&client, id, out, false);
+        print_new_vectors(&client, id, out, false);
         out.object(|| {
             json!({"event": "connected", "id": id, "vectors": client.vectors(),
                 "memory": client.memory().len(), "peers": peers(&client)})
@@ -52,21 +54,21 @@ impl Session {
         Self { client, rung: BTreeMap::new() }
     }
 
-    /// Says what happened since the last time; false when the server has gone.
-    pub(crate) fn news(&mut self, watching: bool, out: &mut Output) -> Result<bool, Error> {
+    /// Prints the events since the last call. Returns false if the connection has ended.
+    pub(crate) fn print_events(&mut self, watching: bool, out: &mut Output) -> Result<bool, Error> {
         let mut connected = true;
         for event in self.client.dispatch()? {
             let client = &self.client;
             match event {
                 Event::Joined { peer, vectors } => {
                     if let Some(peer) = client.peer(peer) {
-                        tell_peer(client, peer, out, watching);
+                        print_peer(client, peer, out, watching);
                     }
                     out.object(|| json!({"event": "joined", "peer": peer, "vectors": vectors}));
                 }
                 Event::Left { peer } => {
                     if watching || out.verbose {
-                        out.say(format!("delete peer id = {peer}"));
+                        out.print(format!("delete peer id = {peer}"));
                     }
                     out.object(|| json!({"event": "left", "peer": peer}));
                 }
@@ -78,14 +80,14 @@ impl Session {
                         let fd = doorbell.map_or(-1, |doorbell| doorbell.as_fd().as_raw_fd());
                         format!("received event on fd {fd} vector {vector}: {count}")
                     });
-                    out.say(format!("receive notification from peer_id={id} vector={vector}"));
+                    out.print(format!("receive notification from peer_id={id} vector={vector}"));
                     out.object(|| json!({"event": "rung", "vector": vector, "count": count}));
                 }
                 Event::Disconnected { reason } => {
                     if !reason.is_closed() {
                         out.warn(&format!("ivshmem-client: {}", Chain(&reason)));
                     }
-                    out.say("disconnected from server");
+                    out.print("disconnected from server");
                     let reason = Chain(&reason).to_string();
                     out.object(|| json!({"event": "disconnected", "reason": reason}));
                     connected = false;
@@ -96,11 +98,11 @@ impl Session {
         Ok(connected)
     }
 
-    /// Carries out a command that is done at once; waiting is the caller's.
-    pub(crate) fn carry_out(&self, line: &str, command: &Command, out: &mut Output) -> Done {
+    /// Runs a command, except those that take time and `quit`.
+    pub(crate) fn run(&self, line: &str, command: &Command, out: &mut Output) -> Done {
         let outcome = match command {
             Command::Help => {
-                out.say(HELP);
+                out.print(HELP);
                 Ok(json!({"help": HELP.lines().collect::<Vec<_>>()}))
             }
             Command::Dump => Ok(self.dump(out)),
@@ -116,28 +118,28 @@ impl Session {
                 let id = self.client.id();
                 Err(format!("invalid vector {vector} on peer {id}"))
             }
-            Command::Wait { .. } | Command::Watch { .. } | Command::Quit => return Done::Later,
+            Command::Wait { .. } | Command::Watch { .. } | Command::Quit => return Done::ByCaller,
         };
         match outcome {
             Ok(result) => {
                 out.object(|| done(line, Ok(result)));
-                Done::Well
+                Done::Ok
             }
             Err(error) => {
                 fail(line, &error, out);
-                // With the reference's own commands a script goes on as it did with the reference.
-                Done::Failed(!matches!(command, Command::Int(_)))
+                // A failed `int` does not change the exit status, as in the reference.
+                Done::Failed { sets_status: !matches!(command, Command::Int(_)) }
             }
         }
     }
 
     fn dump(&self, out: &mut Output) -> Value {
         let client = &self.client;
-        out.say(format!("our_id = {}", client.id()));
-        say_vectors(client, client.id(), out);
+        out.print(format!("our_id = {}", client.id()));
+        print_vectors(client, client.id(), out);
         for peer in client.peers() {
-            out.say(format!("peer_id = {}", peer.id()));
-            say_vectors(client, peer.id(), out);
+            out.print(format!("peer_id = {}", peer.id()));
+            print_vectors(client, peer.id(), out);
         }
         json!({"id": client.id(), "vectors": client.vectors(), "memory": client.memory().len(),
             "peers": peers(client)})
@@ -175,12 +177,14 @@ impl Session {
         form: Form,
         out: &mut Output,
     ) -> Result<Value, String> {
-        if len > MOST {
-            return Err(format!("{len} bytes are more than one read can show; {MOST} are not"));
+        if len > MAX_READ {
+            return Err(format!(
+                "{len} bytes are more than one read can print; the most is {MAX_READ}"
+            ));
         }
         let mut bytes = vec![0; len];
         self.client.memory().read(offset, &mut bytes).map_err(|error| Chain(&error).to_string())?;
-        out.say(match form {
+        out.print(match form {
             Form::Dump => output::dump(offset, &bytes),
             Form::Hex => output::hex(&bytes),
             Form::Text => output::text(&bytes),
@@ -192,13 +196,13 @@ impl Session {
     }
 }
 
-/// Says that a command failed.
+/// Prints the error of a command.
 pub(crate) fn fail(line: &str, error: &str, out: &mut Output) {
-    out.say(error);
+    out.print(error);
     out.object(|| done(line, Err(error)));
 }
 
-/// How a command went, for JSON.
+/// The JSON object for a command that ended.
 pub(crate) fn done(line: &str, outcome: Result<Value, &str>) -> Value {
     let mut object = json!({"command": line, "ok": outcome.is_ok()});
     match outcome {
@@ -217,21 +221,21 @@ fn peers(client: &Client) -> Vec<Value> {
     client.peers().map(|peer| json!({"id": peer.id(), "vectors": peer.vectors()})).collect()
 }
 
-fn say_vectors(client: &Client, peer: u16, out: &mut Output) {
+fn print_vectors(client: &Client, peer: u16, out: &mut Output) {
     for (vector, fd) in descriptors(client, peer) {
-        out.say(format!("  vector {vector} is enabled (fd={fd})"));
+        out.print(format!("  vector {vector} is enabled (fd={fd})"));
     }
 }
 
-/// A newcomer, in the reference's words.
-fn tell_peer(client: &Client, peer: Peer, out: &mut Output, watching: bool) {
+/// Prints a peer that joined, with the text of the reference.
+fn print_peer(client: &Client, peer: Peer, out: &mut Output, watching: bool) {
     if watching || out.verbose {
-        out.say(format!("new peer id = {}", peer.id()));
+        out.print(format!("new peer id = {}", peer.id()));
     }
-    tell_vectors(client, peer.id(), out, watching);
+    print_new_vectors(client, peer.id(), out, watching);
 }
 
-fn tell_vectors(client: &Client, peer: u16, out: &mut Output, watching: bool) {
+fn print_new_vectors(client: &Client, peer: u16, out: &mut Output, watching: bool) {
     if !watching {
         for (vector, fd) in descriptors(client, peer) {
             out.detail(|| format!("  new vector {vector} (fd={fd}) for peer id {peer}"));
@@ -239,7 +243,7 @@ fn tell_vectors(client: &Client, peer: u16, out: &mut Output, watching: bool) {
     }
 }
 
-/// The vectors of a peer, or of ourselves, and their descriptors' numbers.
+/// The vectors of a peer or of our own, with the numbers of their descriptors.
 fn descriptors(client: &Client, peer: u16) -> impl Iterator<Item = (u32, i32)> + '_ {
     (0..).map_while(move |vector| {
         let doorbell = client.doorbell(peer, vector).ok()?;

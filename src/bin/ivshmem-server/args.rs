@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The command line: the reference's options and syntax, each with a long form.
+//! The command line: the options of the reference with its syntax, each with a long form, and some
+//! more.
 
 #![forbid(unsafe_code)]
 
@@ -7,9 +8,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
-use ivshmem::{MAX_VECTORS, Server};
+use ivshmem::MAX_VECTORS;
 
-/// Shares memory and interrupts between QEMU virtual machines: attach each of them with
+/// Shares memory and interrupts between QEMU virtual machines. To attach a machine:
 /// -chardev socket,path=SOCKET,id=ID -device ivshmem-doorbell,vectors=N,chardev=ID
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ivshmem-server", version, disable_help_flag = true, args_override_self = true)]
@@ -18,23 +19,24 @@ pub(crate) struct Args {
     #[arg(short = 'h', long, action = clap::ArgAction::Help)]
     help: Option<bool>,
 
-    /// Say on stdout what happens; needs -F
+    /// Print each join and leave on stdout; needs -F
     #[arg(short, long)]
     pub(crate) verbose: bool,
 
-    /// Stay in the foreground
+    /// Stay in the foreground; the default is to go to the background
     #[arg(short = 'F', long)]
     pub(crate) foreground: bool,
 
-    /// Where the process id goes; without effect with -F
+    /// Write the process id to FILE; no effect with -F
     #[arg(short, long, value_name = "FILE", default_value = "/var/run/ivshmem-server.pid")]
     pub(crate) pid_file: PathBuf,
 
-    /// The UNIX socket to listen at, at most 107 bytes
+    /// Listen at this UNIX socket; at most 107 bytes
     #[arg(short = 'S', long, value_name = "PATH", default_value = "/tmp/ivshmem_socket")]
     pub(crate) socket: PathBuf,
 
-    /// Mode of the socket, in octal: who may write to it may attach [default: the umask's]
+    /// Mode of the socket, in octal; write permission is permission to attach [default: 0777 minus
+    /// the umask]
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub(crate) socket_mode: Option<u32>,
 
@@ -42,38 +44,38 @@ pub(crate) struct Args {
     #[arg(short = 'M', long, value_name = "NAME", overrides_with_all = ["shm_dir", "memfd"])]
     shm_name: Option<OsString>,
 
-    /// Mode of a new object of -M, in octal; no effect with -m and --memfd. Existing memory that
-    /// others may write beyond this mode is refused [default: 0700 minus the umask]
+    /// Mode of a new object of -M, in octal; no effect with -m and --memfd. An existing object
+    /// that other users may write beyond this mode is refused [default: 0700 minus the umask]
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub(crate) shm_mode: Option<u32>,
 
-    /// Share an unnamed file in DIR, which may be a hugetlbfs
+    /// Share an unnamed file in the directory DIR, which may be on hugetlbfs
     #[arg(short = 'm', long, value_name = "DIR", overrides_with_all = ["shm_name", "memfd"])]
     shm_dir: Option<PathBuf>,
 
-    /// Share anonymous, sealed memory that no client can shrink under the others
+    /// Share anonymous, sealed memory: no client can shrink it
     #[arg(long, overrides_with_all = ["shm_name", "shm_dir"])]
     memfd: bool,
 
-    /// Size of the shared memory in bytes, or with a suffix B, K, M, G, T, P or E
-    /// (1.5G); rounded up to a power of two
+    /// Size of the shared memory: bytes, or a number with a suffix B, K, M, G, T, P or E, such as
+    /// 1.5G; rounded up to a power of two
     #[arg(short = 'l', long, value_name = "SIZE", default_value = "4M", value_parser = size)]
     pub(crate) size: u64,
 
-    /// Interrupt vectors of each peer, 1 to 2048; also 0x…
+    /// Interrupt vectors of each machine, 1 to 2048; hexadecimal with 0x
     #[arg(short = 'n', long, value_name = "VECTORS", default_value = "1", value_parser = vectors)]
     pub(crate) vectors: u32,
 
-    /// Once listening, say on stdout how to attach a QEMU
+    /// Once listening, print commands that attach a QEMU, list the peers and interrupt them
     #[arg(long)]
     pub(crate) hint: bool,
 
-    /// This is the background process: see `detach`.
+    /// Run as the background process; see `detach`
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
 }
 
-/// Where the shared memory is to come from.
+/// The kind of shared memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Memory {
     Name(OsString),
@@ -82,7 +84,7 @@ pub(crate) enum Memory {
 }
 
 impl Args {
-    /// The last of the options that say so wins.
+    /// The last of `-M`, `-m` and `--memfd` wins: each option overrides the others.
     pub(crate) fn memory(&self) -> Memory {
         match (&self.shm_name, &self.shm_dir) {
             _ if self.memfd => Memory::Sealed,
@@ -92,7 +94,7 @@ impl Args {
     }
 }
 
-/// Reads the command line. Help and version come as errors, as clap has it.
+/// Parses the command line. Help and version are returned as errors, as usual with clap.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
     let args = Args::try_parse_from(arguments)?;
     if args.verbose && !args.foreground {
@@ -105,7 +107,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
     Ok(args)
 }
 
-/// Bytes: a number, with a fraction if there is a suffix, or `0x…` without one.
+/// Parses a size: a number, with a fraction if it has a suffix; or `0x…` without a suffix.
 fn size(text: &str) -> Result<u64, String> {
     let wrong = || {
         "a size is a number of bytes, or one with a suffix B, K, M, G, T, P or E, such as 4M or \
@@ -139,7 +141,7 @@ fn size(text: &str) -> Result<u64, String> {
     u64::try_from((u128::from(whole) << shift) + fraction).map_err(|_| large())
 }
 
-/// A number of vectors, in the bases of `strtoul(…, 0)`.
+/// Parses a number of vectors, in the bases of `strtoul(…, 0)`.
 fn vectors(text: &str) -> Result<u32, String> {
     let (number, base) =
         if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -156,7 +158,7 @@ fn vectors(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("the number of vectors is 1 to {MAX_VECTORS}"))
 }
 
-/// A mode such as chmod(1) takes in octal.
+/// Parses a file mode, in octal as for chmod(1).
 fn mode(text: &str) -> Result<u32, String> {
     digits(text, 8)
         .flatten()
@@ -165,26 +167,11 @@ fn mode(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "a mode is 0 to 777 in octal, such as 660".into())
 }
 
-/// A number of nothing but digits; inside, none if it is larger than 64 bits.
+/// Parses a number that has digits only. The outer `None`: it has other characters. The inner
+/// `None`: it does not fit in 64 bits.
 fn digits(text: &str, base: u32) -> Option<Option<u64>> {
     let only = !text.is_empty() && text.chars().all(|c| c.is_digit(base));
     only.then(|| u64::from_str_radix(text, base).ok())
-}
-
-/// How to attach a QEMU to `server`.
-pub(crate) fn hint(args: &Args, server: &Server) -> String {
-    // In QEMU's option syntax a comma in a value is doubled.
-    let socket = server.socket_path().unwrap_or(&args.socket);
-    let socket = socket.display().to_string().replace(',', ",,").replace('\'', r"'\''");
-    format!(
-        "listening; {} bytes of shared memory, vectors: {}. Attach a guest with\n\
-         \n    qemu-system-x86_64 -accel kvm -accel tcg -machine pc -m 256 \\\n        \
-         -chardev 'socket,id=ivshmem,path={socket}' \\\n        \
-         -device ivshmem-doorbell,chardev=ivshmem,vectors={}\n\n",
-        server.memory_size(),
-        server.vectors(),
-        server.vectors(),
-    )
 }
 
 #[cfg(test)]
@@ -219,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn text_that_is_not_a_size_is_refused() {
         for text in [
             "",
             "K",
@@ -259,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_the_references() {
+    fn defaults_are_those_of_the_reference() {
         let args = args("ivshmem-server").unwrap();
         assert_eq!(args.pid_file, PathBuf::from("/var/run/ivshmem-server.pid"));
         assert_eq!(args.socket, PathBuf::from("/tmp/ivshmem_socket"));
@@ -280,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_option_the_value_and_what_would_be_right() {
+    fn errors_name_the_option_the_value_and_the_correct_form() {
         for (line, parts) in [
             ("x -n 65536", ["--vectors", "65536", "1 to 2048"]),
             ("x -l 5Q", ["--size", "5Q", "suffix"]),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Going to the background.
+//! Runs the server in the background.
 //!
-//! The parent's end of the child's stdout is how the child says that it is ready; end of file
-//! before that means that it failed, and its exit code says how. What the child prints before
-//! is passed on.
+//! The parent reads the child's stdout from a pipe and passes the text on. A zero byte means that
+//! the child is ready. The end of the file before it means that the child failed; the parent then
+//! exits with the child's exit status.
 
 #![forbid(unsafe_code)]
 
@@ -18,15 +18,15 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setsid};
 
 use crate::Failure;
 
-/// No path has it, so no text does.
+/// No path contains this byte, so no other output does.
 const READY: u8 = 0;
 
-/// Starts the background process, and waits until it serves or has failed.
+/// Starts the background process and waits until it serves or has failed.
 pub(crate) fn launch() -> Result<ExitCode, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| format!("cannot find this program to start it detached: {error}"))?;
     let mut child = Command::new(&program)
-        // First, as a `--` may end the options.
+        // This option comes first, because the arguments may contain `--`.
         .arg("--detached")
         .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
@@ -34,18 +34,18 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
         .spawn()
         .map_err(|error| format!("cannot start {program:?} detached: {error}"))?;
     let mut text = Vec::new();
-    let pipe = child.stdout.take().expect("it was asked for");
+    let pipe = child.stdout.take().expect("stdout is piped");
     if let Err(error) = BufReader::new(pipe).read_until(READY, &mut text) {
-        // It may serve well, and never end; but nobody would know of it.
+        // The child may be serving, but the caller gets an error: so the child must end.
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
         child.wait()?;
-        return Err(format!("cannot hear from the background process: {error}").into());
+        return Err(format!("cannot read from the background process: {error}").into());
     }
     let ready = text.last() == Some(&READY);
     if ready {
         text.pop();
     }
-    // A reader that has gone is no reason to fail.
+    // If the reader has closed the pipe, the daemon still runs.
     let _ = io::stdout().write_all(&text);
     if ready {
         return Ok(ExitCode::SUCCESS);
@@ -54,11 +54,11 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1)))
 }
 
-/// In the background process: leaves the caller's session, lets the caller return, and lets
-/// go of what it has open, so that nobody waits for the end of it. A stderr that goes to a
-/// file stays.
+/// In the background process: leaves the caller's session, tells the parent that the server is
+/// ready, and closes the caller's stdout and stderr, so that no reader waits for their end. A stderr
+/// that is a file stays open.
 ///
-/// What can fail comes first: once the caller has been told that all is well, it is.
+/// The steps that can fail come before the parent is told.
 pub(crate) fn ready() -> Result<(), Failure> {
     setsid().map_err(|errno| format!("cannot leave the session: {}", io::Error::from(errno)))?;
     let null = File::options().read(true).write(true).open("/dev/null");
@@ -66,19 +66,19 @@ pub(crate) fn ready() -> Result<(), Failure> {
     let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
     let kind = stderr
         .and_then(|stderr| stderr.metadata())
-        .map_err(|error| format!("cannot look at stderr: {error}"))?
+        .map_err(|error| format!("cannot find what stderr is: {error}"))?
         .file_type();
-    // Past the buffer of `stdout`, which would say it at the exit, after an error.
+    // Not through the buffer of `stdout`: after an error, the buffer would write the byte at exit.
     let caller = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-    caller
-        .and_then(|mut caller| caller.write_all(&[READY]))
-        .map_err(|error| format!("cannot say on stdout that all is ready: {error}"))?;
+    caller.and_then(|mut caller| caller.write_all(&[READY])).map_err(|error| {
+        format!("cannot tell the parent process that the server is ready: {error}")
+    })?;
     let mut closed = dup2_stdout(&null);
     if kind.is_fifo() || kind.is_socket() || kind.is_char_device() {
         closed = closed.and(dup2_stderr(&null));
     }
     if let Err(errno) = closed {
-        log::warn!("cannot let go of the caller's output: {}", io::Error::from(errno));
+        log::warn!("cannot close the caller's output: {}", io::Error::from(errno));
     }
     Ok(())
 }

@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Where the library's log lines go: stderr in the foreground, the system log in the
-//! background. `RUST_LOG` says which; warnings and errors if it does not.
+//! The log: to stderr in the foreground, to the system log in the background.
+//!
+//! `RUST_LOG` selects the levels; the default is warnings and errors. Each line has the severity of
+//! syslog(3). The journal reads it from a prefix `<N>` on stderr; every other stderr gets no prefix.
 
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::io::{self, Stderr, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 
 use env_logger::{Builder, Env, Target};
+use log::Level;
+use nix::sys::stat::fstat;
 
 use crate::args::Args;
 use crate::output::Output;
@@ -15,35 +21,107 @@ use crate::output::Output;
 pub(crate) fn start(args: &Args) {
     let mut builder = Builder::from_env(Env::default().default_filter_or("warn"));
     builder.format(|out, record| {
-        let level = record.level().as_str().to_ascii_lowercase();
-        writeln!(out, "ivshmem-server: {level}: {}", record.args())
+        let level = record.level();
+        let name = level.as_str().to_ascii_lowercase();
+        writeln!(out, "{}ivshmem-server: {name}: {}", prefix(level), record.args())
     });
     builder.target(Target::Pipe(if args.detached {
-        Box::new(SystemLog { socket: None, stderr: Output::passing(io::stderr()) })
+        let stderr = Journaled::new(Output::passing(io::stderr));
+        Box::new(SystemLog { socket: None, stderr })
     } else {
-        Box::new(Output::new(io::stderr()))
+        Box::new(Journaled::new(Output::new(io::stderr)))
     }));
     builder.init();
 }
 
-/// The socket of syslog(3), which journald serves as well, and stderr: that is only open to
-/// a file once we are in the background.
-struct SystemLog {
-    socket: Option<UnixDatagram>,
-    stderr: Output<Stderr>,
+/// Prints the error that ends the program.
+pub(crate) fn report(error: impl Display) {
+    let line = format!("{}ivshmem-server: {error}\n", prefix(Level::Error));
+    Journaled::new(Output::new(io::stderr)).line(line.as_bytes());
 }
 
-/// Facility "daemon", severity "warning".
-const PRIORITY: &str = "<28>";
+/// The severity of syslog(3).
+fn severity(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// What the journal expects at the beginning of a line. Each line of the log has it until it is
+/// written.
+fn prefix(level: Level) -> String {
+    format!("<{}>", severity(level))
+}
+
+/// Splits a line that begins with a [`prefix`] into the severity and the text.
+fn split(line: &[u8]) -> (u8, &[u8]) {
+    match line {
+        [b'<', digit @ b'0'..=b'7', b'>', text @ ..] => (digit - b'0', text),
+        // An incomplete line.
+        _ => (severity(Level::Warn), line),
+    }
+}
+
+/// Whether `stream` is the connection to the journal that systemd made for this process.
+fn is_journal(stream: impl AsFd, variable: Option<&str>) -> bool {
+    let name = |stat: nix::sys::stat::FileStat| format!("{}:{}", stat.st_dev, stat.st_ino);
+    fstat(stream).is_ok_and(|stat| variable == Some(&name(stat)))
+}
+
+/// Stderr, which may be the journal.
+struct Journaled {
+    stderr: Output<Stderr>,
+    journal: bool,
+}
+
+impl Journaled {
+    fn new(stderr: Output<Stderr>) -> Self {
+        let variable = std::env::var("JOURNAL_STREAM").ok();
+        let journal = is_journal(io::stderr(), variable.as_deref());
+        let stderr = if journal { stderr.with_notice_prefix(prefix(Level::Warn)) } else { stderr };
+        Self { stderr, journal }
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        self.stderr.line(if self.journal { line } else { split(line).1 });
+    }
+}
+
+/// For the logger, which writes one line at a time.
+impl Write for Journaled {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The socket of syslog(3), which journald serves as well, and stderr, which stays open in the
+/// background only if it is a file.
+struct SystemLog {
+    socket: Option<UnixDatagram>,
+    stderr: Journaled,
+}
+
+/// The facility "daemon" of syslog(3).
+const FACILITY: u8 = 3;
 
 impl Write for SystemLog {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
+        let (severity, text) = split(line);
+        let text = String::from_utf8_lossy(text);
         let text = text.trim_end();
         let text = text.strip_prefix("ivshmem-server").unwrap_or(text);
-        let message = format!("{PRIORITY}ivshmem-server[{}]{text}", std::process::id());
+        let (priority, pid) = (FACILITY << 3 | severity, std::process::id());
+        let message = format!("<{priority}>ivshmem-server[{pid}]{text}");
         let send = |socket: &UnixDatagram| socket.send(message.as_bytes());
-        // A system log that was restarted has to be found again.
+        // The system log may have been restarted; then a new connection is needed.
         if self.socket.as_ref().is_none_or(|socket| send(socket).is_err()) {
             self.socket = UnixDatagram::unbound()
                 .and_then(|socket| {
@@ -54,10 +132,40 @@ impl Write for SystemLog {
                 })
                 .ok();
         }
-        self.stderr.write(line)
+        self.stderr.line(line);
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_has_its_severity_of_syslog() {
+        let severities = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+        assert_eq!(severities.map(severity), [3, 4, 6, 7, 7]);
+    }
+
+    #[test]
+    fn the_severity_is_split_from_the_text() {
+        let line = format!("{}a <3> b\n", prefix(Level::Info));
+        assert_eq!(split(line.as_bytes()), (6, &b"a <3> b\n"[..]));
+        assert_eq!(split(b"text\n"), (4, &b"text\n"[..]));
+    }
+
+    #[test]
+    fn a_stream_is_the_journal_only_if_device_and_inode_are_equal() {
+        let file = tempfile::tempfile().expect("a file");
+        let stat = fstat(&file).expect("it is open");
+        let named = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_journal(&file, Some(&named)));
+        for other in [None, Some(""), Some("1:1"), Some(&*format!("{named}1"))] {
+            assert!(!is_journal(&file, other), "{other:?}");
+        }
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The `ivshmem-server` program: command line, signals, pid file; the server is the library's.
+//! The `ivshmem-server` program: command line, signals, output and pid file. The library does the
+//! serving.
 //!
-//! Without `-F` it goes to the background: it starts itself once more, detached, and returns
-//! when that one is listening and has written its pid file, or has failed. Nothing is forked
-//! with half a state in it, and an error reaches the caller's stderr and exit code.
+//! Without `-F` the program starts itself again as a background process, and returns when that
+//! process listens and has written its pid file, or has failed. A fork would copy a half-started
+//! server; this way an error also reaches the caller's stderr and exit status.
 
 #![forbid(unsafe_code)]
 
@@ -11,12 +12,14 @@ use std::io;
 use std::process::ExitCode;
 
 use ivshmem::{Chain, Event, MemorySource, Server};
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 mod args;
 mod detach;
+mod hint;
 mod logging;
 mod output;
 mod pidfile;
@@ -32,22 +35,21 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
-            // The reference exits with 1 where clap would with 2.
+            // Like the reference, not 2 like clap.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
     outcome.unwrap_or_else(|error| {
-        let error = Chain(&*error);
-        Output::new(io::stderr()).line(format!("ivshmem-server: {error}\n").as_bytes());
+        logging::report(Chain(&*error));
         ExitCode::FAILURE
     })
 }
 
-/// An error whose text says everything.
+/// Any error; its sources are printed with it.
 type Failure = Box<dyn std::error::Error>;
 
-/// What is said on stdout.
+/// Stdout.
 struct Talk {
     out: Output<io::Stdout>,
     verbose: bool,
@@ -58,7 +60,7 @@ impl Talk {
         self.out.line(format!("{line}\n").as_bytes());
     }
 
-    /// Only with `-v`.
+    /// Prints a line only with `-v`.
     fn detail(&mut self, line: Line<'_>) {
         if self.verbose {
             self.out.line(&[line.text(), b"\n".to_vec()].concat());
@@ -67,18 +69,21 @@ impl Talk {
 }
 
 fn serve(args: &Args) -> Result<ExitCode, Failure> {
-    logging::start(args);
-    let mut talk = Talk { out: Output::new(io::stdout()), verbose: args.verbose };
-    // From here on a signal waits for the loop, so it never leaves a half-made thing behind.
+    // From here on a signal waits until the loop reads it, so that it never interrupts the start.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
-    // There is no other thread. (nix's `thread_block` does not see its errors.)
+    signals.add(Signal::SIGHUP);
+    // There is no other thread yet; later threads inherit the mask. (nix's `thread_block` ignores
+    // errors.)
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
         .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|errno| format!("cannot make a signalfd: {}", io::Error::from(errno)))?;
-    outlive_large_output()?;
+    block_harmless_signals()?;
+    logging::start(args);
+    let out = if args.detached { Output::passing(io::stdout) } else { Output::new(io::stdout) };
+    let mut talk = Talk { out, verbose: args.verbose };
     raise_descriptor_limit();
 
     let pid_file =
@@ -114,7 +119,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     let mut server = builder.start()?;
     server.wake_on(&signals, 0)?;
     if args.hint {
-        talk.out.line(args::hint(args, &server).as_bytes());
+        talk.out.line(hint::text(args, &server).as_bytes());
     }
     if let Some(pid_file) = &pid_file {
         pid_file.write()?;
@@ -122,7 +127,7 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if args.detached {
         detach::ready()?;
     }
-    let served = poll_events(&mut server, &mut talk);
+    let served = poll_events(&mut server, &signals, &mut talk);
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
     talk.detail(Line::Close);
@@ -134,33 +139,59 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Serves until a signal comes, which wakes the server.
-fn poll_events(server: &mut Server, talk: &mut Talk) -> Result<(), Failure> {
-    let mut signalled = false;
-    while !signalled {
+/// Serves until SIGTERM or SIGINT comes. Each signal wakes the server.
+fn poll_events(server: &mut Server, signals: &SignalFd, talk: &mut Talk) -> Result<(), Failure> {
+    let mut ended = false;
+    while !ended {
         for event in server.wait(None)? {
-            // The library logs refusals, at most once a second.
+            // The library logs the refusals itself.
             verbose::lines_of(&event).for_each(|line| talk.detail(line));
-            // The caller's descriptor is the signals'.
-            signalled |= matches!(event, Event::Woken { .. });
+            if matches!(event, Event::Woken { .. }) {
+                ended |= take_signals(signals);
+            }
         }
     }
     Ok(())
 }
 
-/// Output that reaches the limit of file sizes (RLIMIT_FSIZE) raises a signal that kills.
-/// Blocked, it leaves an error, which is no reason to end.
-fn outlive_large_output() -> Result<(), Failure> {
-    let signal = SigSet::from(Signal::SIGXFSZ);
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signal), None)
-        .map_err(|errno| format!("cannot block a signal: {}", io::Error::from(errno)).into())
+/// Reads the signals that came. Returns whether the server has to end.
+fn take_signals(signals: &SignalFd) -> bool {
+    let mut ends = false;
+    loop {
+        match signals.read_signal() {
+            Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => {
+                log::warn!("SIGHUP: there is nothing to reload; the server goes on");
+            }
+            Ok(Some(_)) => ends = true,
+            // The descriptor stays readable while a signal is left.
+            Ok(None) | Err(Errno::EINTR) => return ends,
+            Err(errno) => {
+                log::error!("cannot read which signal came, so the server ends: {errno}");
+                return true;
+            }
+        }
+    }
 }
 
-/// Every client costs descriptors: take all that the administrator allows.
+/// Blocks the signals by which output would kill or stop the server: SIGXFSZ when a file reaches
+/// the limit of file sizes (RLIMIT_FSIZE), and SIGTTOU on a terminal with `stty tostop`. If they
+/// are blocked, the write fails or succeeds.
+fn block_harmless_signals() -> Result<(), Failure> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    signals.add(Signal::SIGTTOU);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None)
+        .map_err(|errno| format!("cannot block signals: {}", io::Error::from(errno)).into())
+}
+
+/// Each client needs descriptors, so the soft limit is raised to the hard limit.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(errno) = raised {
-        log::warn!("cannot raise the limit of open files: {}", io::Error::from(errno));
+        log::warn!(
+            "cannot raise the limit of open files to the hard limit: {}",
+            io::Error::from(errno)
+        );
     }
 }

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The pid file: claimed before anything else, so that two daemons do not share one.
+//! The pid file. It is claimed before the other steps of the start, so that two daemons do not share one.
 //!
 //! Only a pid file is ever replaced or removed: a regular file that belongs to this user, has one name, and is empty or
-//! holds one decimal number and a newline. Everything goes through one descriptor of the directory and follows no
-//! symbolic link; what is removed is first moved to a private directory and looked at there (see `room`). So another user
-//! who can change the directory cannot redirect this process to another file.
+//! contains one decimal number and a newline. All calls use one descriptor of the directory and follow no symbolic link.
+//! A file is removed in two steps: it is moved to a private directory and checked there (see `private_dir`). So another
+//! user who can change the directory cannot redirect this process to another file.
 //!
-//! A running daemon is known by a write lock (of the open file description) on its pid file. A lock that conflicts with
-//! read locks would be no good: every user may read the file, and so may take a read lock. So the lock is taken while no
-//! other user can open the file, and others only ask for write locks, which need write permission.
+//! A running daemon holds a write lock (of the open file description) on its pid file. Every user may read the file, and
+//! so take a read lock on it. Therefore the daemon takes its lock before other users can open the file, and a starting
+//! daemon checks for write locks only, which need write permission.
 
 #![forbid(unsafe_code)]
 
-mod room;
+mod private_dir;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -27,24 +27,24 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{Pid, geteuid};
 
 use crate::Failure;
-use room::Room;
+use private_dir::PrivateDir;
 
-/// A pid file that is ours while this lives; removed then.
+/// A pid file that belongs to this process. It is removed when this value is dropped.
 pub(crate) struct PidFile {
     name: Name,
     file: File,
 }
 
 impl PidFile {
-    /// Takes `path`, unless a running daemon has it.
+    /// Creates the pid file at `path`, unless a running daemon has one there.
     pub(crate) fn claim(path: &Path) -> Result<Self, Failure> {
         let name = Name::new(path)?;
-        let room = Room::enter(&name)?;
+        let private = PrivateDir::enter(&name)?;
         if let Some(stale) = name.stale_file(name.directory.as_fd(), &name.file)? {
-            room.remove(&stale)?;
+            private.remove(&stale)?;
         }
-        let file = room.create()?;
-        drop(room);
+        let file = private.create()?;
+        drop(private);
         Ok(Self { name, file })
     }
 
@@ -60,7 +60,7 @@ impl PidFile {
         if !self.name.stat().is_ok_and(|there| is_same(&there, &ours)) {
             return Ok(());
         }
-        Room::enter(&self.name)?.remove(&ours)
+        PrivateDir::enter(&self.name)?.remove(&ours)
     }
 }
 
@@ -72,16 +72,16 @@ impl Drop for PidFile {
     }
 }
 
-/// Whether both are one object.
+/// Whether both are the same file.
 fn is_same(one: &FileStat, other: &FileStat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
-/// A name in a directory that is held open.
+/// A file name in a directory, and a descriptor of that directory.
 struct Name {
     directory: OwnedFd,
     file: OsString,
-    /// As it was given, for messages.
+    /// The path as given, for messages.
     path: PathBuf,
 }
 
@@ -109,12 +109,12 @@ impl Name {
         Ok(Self { directory, file: file.to_owned(), path: path.to_owned() })
     }
 
-    /// What is there now; a symbolic link is not followed.
+    /// The file that has the name now. A symbolic link is not followed.
     fn stat(&self) -> nix::Result<FileStat> {
         fstatat(&self.directory, self.file.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
     }
 
-    /// An error that says what else can be done.
+    /// An error of a system call, with advice.
     fn failed(&self, what: &str, errno: Errno) -> Failure {
         format!("cannot {what} {self}: {}; choose another file with -p", errno.desc()).into()
     }
@@ -123,8 +123,8 @@ impl Name {
         format!("{self} {why}; remove it, or choose another file with -p").into()
     }
 
-    /// The pid file that `file` in `directory` is, if it may be replaced; `None` if nothing is there. It is an error if
-    /// it is something else, or belongs to a running daemon.
+    /// Checks that `file` in `directory` may be replaced, and returns which file it is. Returns `None` if there is no
+    /// file. It is an error if the file is not a pid file, or belongs to a running daemon.
     fn stale_file(
         &self,
         directory: impl AsFd + Copy,
@@ -132,7 +132,7 @@ impl Name {
     ) -> Result<Option<FileStat>, Failure> {
         let failed = |errno| self.failed("look at", errno);
         let file = file.as_os_str();
-        // Before it is opened: to open a device can have an effect.
+        // This check comes before the file is opened, because opening a device can have an effect.
         let there = match fstatat(directory, file, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => return Ok(None),
             there => there.map_err(failed)?,
@@ -155,7 +155,7 @@ impl Name {
         }
         let mut content = Vec::new();
         let locked = is_write_locked(&opened).map_err(failed)?;
-        // Longer than any number.
+        // No process id is as long as this.
         File::from(opened)
             .take(64)
             .read_to_end(&mut content)
@@ -170,23 +170,24 @@ impl Name {
             Some(_) => {
                 let start = String::from_utf8_lossy(&content[..content.len().min(20)]).into_owned();
                 return Err(self.refuse(&format!(
-                    "holds other text than a process id (it begins with {start:?})"
+                    "contains other text than a process id (it begins with {start:?})"
                 )));
             }
         }
         Ok(Some(stat))
     }
 
-    /// The error about a file that a daemon has locked.
+    /// The error for a file that a daemon has locked.
     fn in_use(&self, content: &[u8]) -> Failure {
         let pid = std::str::from_utf8(content).ok().and_then(|text| text.trim().parse().ok());
-        // Until its owner writes it, it is empty.
-        let who = match pid.map(Pid::from_raw).filter(|&pid| kill(pid, None) != Err(Errno::ESRCH)) {
+        // The file is empty until its owner writes it.
+        let owner = match pid.map(Pid::from_raw).filter(|&pid| kill(pid, None) != Err(Errno::ESRCH))
+        {
             Some(pid) => format!("(pid {pid})"),
             None => "that is starting".to_owned(),
         };
         format!(
-            "{self} belongs to a running process {who}; stop it, or choose another file with -p"
+            "{self} belongs to a running process {owner}; stop it, or choose another file with -p"
         )
         .into()
     }
@@ -221,7 +222,7 @@ fn write_lock(file: impl AsFd) -> nix::Result<()> {
 
 /// Whether another open file description has the write lock. Read locks do not count.
 fn is_write_locked(file: impl AsFd) -> nix::Result<bool> {
-    // Only a write lock keeps a read lock away.
+    // Only a write lock conflicts with a read lock.
     let mut lock = whole_file(libc::F_RDLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A private directory beside the pid file, for the moments in which the pid file is created or removed.
+//! A private directory beside the pid file. It exists only while the pid file is created or removed.
 //!
-//! It is a lock, so that of many starters one looks at the pid file at a time: mode 0700, so no other user can open it and
-//! hold the lock. And it is a place where no other user can exchange files. There is no call that removes a name only if
-//! it is a certain file: so the file is moved in here, looked at, and removed, or moved back if it is another one.
+//! It has two purposes. It is a lock, so that only one of several starting daemons checks the pid file at a time; its mode
+//! is 0700, so no other user can open it and hold the lock. And no other user can exchange files in it: no system call
+//! removes a name only if it refers to a certain file, so the file is moved here, checked, and then removed, or moved back
+//! if it is another file.
 //!
-//! It knows nothing of what makes a pid file stale.
+//! This module does not know which pid files may be replaced.
 
 #![forbid(unsafe_code)]
 
@@ -23,23 +24,23 @@ use nix::unistd::{UnlinkatFlags, geteuid, linkat, unlinkat};
 use super::{Name, is_same, write_lock};
 use crate::Failure;
 
-/// The new pid file, until it gets its name.
+/// The new pid file, before it gets its name.
 const NEW: &str = "new";
-/// What was moved in to be looked at.
+/// The file that was moved here to be checked.
 const OLD: &str = "old";
 
-/// Others are in there for less than a millisecond, unless they were stopped.
+/// Another daemon holds the lock for less than a millisecond, unless it was stopped.
 const TRIES: u32 = 200;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
-/// The directory, locked; removed when this is dropped.
-pub(super) struct Room<'a> {
+/// The locked directory. It is removed when this value is dropped.
+pub(super) struct PrivateDir<'a> {
     pid_file: &'a Name,
     name: OsString,
     directory: OwnedFd,
 }
 
-impl<'a> Room<'a> {
+impl<'a> PrivateDir<'a> {
     pub(super) fn enter(pid_file: &'a Name) -> Result<Self, Failure> {
         let mut name = pid_file.file.clone();
         name.push(".lock");
@@ -53,9 +54,9 @@ impl<'a> Room<'a> {
             };
             match Self::lock(pid_file, &name) {
                 Ok(Some(directory)) => {
-                    let room = Self { pid_file, name, directory };
-                    room.clear()?;
-                    return Ok(room);
+                    let private = Self { pid_file, name, directory };
+                    private.clear()?;
+                    return Ok(private);
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -73,12 +74,12 @@ impl<'a> Room<'a> {
         .into())
     }
 
-    /// The directory, locked; `None` if it has to be tried again.
+    /// Opens and locks the directory. Returns `None` if the caller has to try again.
     fn lock(pid_file: &Name, name: &OsStr) -> Result<Option<OwnedFd>, Failure> {
         let failed = |errno| pid_file.failed("open the directory beside", errno);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let directory = match openat(&pid_file.directory, name, flags, Mode::empty()) {
-            // Its owner has left, and removed it.
+            // Its owner has removed it.
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno @ (Errno::ENOTDIR | Errno::ELOOP)) => {
                 return Err(not_ours(pid_file, name, errno.desc()));
@@ -99,7 +100,7 @@ impl<'a> Room<'a> {
                 locked.map_err(|errno| pid_file.failed("lock the directory beside", errno))?
             }
         }
-        // Its owner may have removed it between our opening and our locking.
+        // Its owner may have removed it between `openat` and `flock`.
         match fstatat(&pid_file.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(there) if is_same(&there, &stat) => Ok(Some(directory)),
             Ok(_) | Err(Errno::ENOENT) => Ok(None),
@@ -107,7 +108,7 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// Removes what a killed process left in here.
+    /// Removes files that a killed process left here.
     fn clear(&self) -> Result<(), Failure> {
         let failed = |errno| self.pid_file.failed("clear the directory beside", errno);
         match unlinkat(&self.directory, NEW, UnlinkatFlags::NoRemoveDir) {
@@ -116,7 +117,7 @@ impl<'a> Room<'a> {
         }
         match self.move_back() {
             Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-            // The name is used again. A pid file that is left over may go.
+            // Another file has the name now. A stale pid file can be removed.
             Err(Errno::EEXIST) => {}
             Err(errno) => return Err(failed(errno)),
         }
@@ -133,10 +134,10 @@ impl<'a> Room<'a> {
 
     fn lost(&self) -> Failure {
         let kept = self.pid_file.path.with_file_name(&self.name).join(OLD);
-        format!("{kept:?} was at {} and is no pid file; move it away", self.pid_file).into()
+        format!("{kept:?} was the {} and is not a pid file; move it away", self.pid_file).into()
     }
 
-    /// Removes the pid file if it is `expected`; anything else keeps its name.
+    /// Removes the pid file if it is `expected`. Another file keeps its name.
     pub(super) fn remove(&self, expected: &FileStat) -> Result<(), Failure> {
         let failed = |errno| self.pid_file.failed("remove", errno);
         let from = &self.pid_file.directory;
@@ -152,7 +153,7 @@ impl<'a> Room<'a> {
         Err(self.pid_file.refuse("is being changed by another process"))
     }
 
-    /// Creates the pid file, empty and locked, of mode 0644 whatever the umask. Its name must be free.
+    /// Creates the pid file: empty, locked, and of mode 0644 for every umask. No file may have its name.
     pub(super) fn create(&self) -> Result<File, Failure> {
         let failed = |errno| self.pid_file.failed("create", errno);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -160,13 +161,13 @@ impl<'a> Room<'a> {
         let file = openat(&self.directory, NEW, flags, mode).map_err(failed)?;
         let named = write_lock(&file)
             .and_then(|()| fchmod(&file, mode | Mode::S_IRGRP | Mode::S_IROTH))
-            // Unlike a rename it replaces nothing.
+            // Unlike a rename, a link does not replace a file.
             .and_then(|()| {
                 let to = &self.pid_file.directory;
                 let name = self.pid_file.file.as_os_str();
                 linkat(&self.directory, NEW, to, name, AtFlags::empty())
             });
-        // If this fails, the next process that enters the room removes it.
+        // If this fails, the next process that uses the directory removes the file.
         let _ = unlinkat(&self.directory, NEW, UnlinkatFlags::NoRemoveDir);
         match named {
             Ok(()) => Ok(file.into()),
@@ -178,9 +179,9 @@ impl<'a> Room<'a> {
     }
 }
 
-impl Drop for Room<'_> {
+impl Drop for PrivateDir<'_> {
     fn drop(&mut self) {
-        // It may not be empty: see `lost`.
+        // This fails if the directory is not empty: see `lost`.
         remove_directory(self.pid_file, &self.name);
     }
 }
@@ -189,8 +190,11 @@ fn remove_directory(pid_file: &Name, name: &OsStr) {
     let _ = unlinkat(&pid_file.directory, name, UnlinkatFlags::RemoveDir);
 }
 
-/// Locked until it is closed.
-#[expect(deprecated, reason = "its successor panics where unlocking fails, which closing cannot")]
+/// Takes a lock that lasts until the directory is closed.
+#[expect(
+    deprecated,
+    reason = "its successor panics when unlocking fails; closing the descriptor cannot fail that way"
+)]
 fn flock(directory: &OwnedFd) -> nix::Result<()> {
     nix::fcntl::flock(directory.as_raw_fd(), FlockArg::LockExclusiveNonblock)
 }
@@ -198,7 +202,7 @@ fn flock(directory: &OwnedFd) -> nix::Result<()> {
 fn not_ours(pid_file: &Name, name: &OsStr, what: &str) -> Failure {
     let path = pid_file.path.with_file_name(name);
     format!(
-        "{path:?}, which {pid_file} needs for a moment, is not a private directory ({what}); remove \
+        "{path:?}, which is needed to create {pid_file}, is not a private directory ({what}); remove \
          it, or choose another file with -p"
     )
     .into()

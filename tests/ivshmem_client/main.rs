@@ -4,13 +4,13 @@
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod running;
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,108 +20,7 @@ use serde_json::{Value, json};
 use common::daemon::Daemon;
 use common::peer::Peer;
 use common::{PATIENCE, find_in_path, wait_for, wait_for_exit};
-
-fn program() -> PathBuf {
-    let built = option_env!("CARGO_BIN_EXE_ivshmem-client");
-    built.expect("no ivshmem-client was built (feature `programs`)").into()
-}
-
-fn client(socket: &Path) -> Command {
-    let mut command = Command::new(program());
-    command.arg("-S").arg(socket);
-    command
-}
-
-/// A running client whose output can be read while it runs. It is killed when this value is dropped.
-struct Running {
-    child: Child,
-    output: Arc<Mutex<String>>,
-    errors: Arc<Mutex<String>>,
-}
-
-impl Running {
-    #[track_caller]
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let output = follow(child.stdout.take().expect("a pipe"));
-        let errors = follow(child.stderr.take().expect("a pipe"));
-        Self { child, output, errors }
-    }
-
-    fn output(&self) -> String {
-        self.output.lock().expect("no panic").clone()
-    }
-
-    fn errors(&self) -> String {
-        self.errors.lock().expect("no panic").clone()
-    }
-
-    #[track_caller]
-    fn write_input(&mut self, text: &str) {
-        self.child
-            .stdin
-            .as_mut()
-            .expect("a pipe")
-            .write_all(text.as_bytes())
-            .expect("the client reads its input");
-    }
-
-    /// Waits until the output contains `text`.
-    #[track_caller]
-    fn wait_for_output(&self, text: &str) {
-        wait_for(&format!("{text:?} in the output"), || self.output().contains(text).then_some(()));
-    }
-
-    /// Closes stdin, waits until the client ends, and returns its exit status.
-    #[track_caller]
-    fn end(&mut self) -> i32 {
-        drop(self.child.stdin.take());
-        wait_for_exit(&mut self.child, "the client").code().expect("no signal ended it")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if thread::panicking() {
-            eprintln!("--- output ---\n{}\n--- errors ---\n{}", self.output(), self.errors());
-        }
-    }
-}
-
-/// Collects the data from a pipe in a thread.
-fn follow(mut pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
-    let text = Arc::new(Mutex::new(String::new()));
-    let collected = Arc::clone(&text);
-    thread::spawn(move || {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = pipe.read(&mut bytes) {
-            let part = String::from_utf8_lossy(&bytes[..count]);
-            collected.lock().expect("no panic").push_str(&part);
-        }
-    });
-    text
-}
-
-/// Runs a client to its end with `input` on its stdin. Returns the exit status, stdout and stderr.
-#[track_caller]
-fn run(command: &mut Command, input: &str) -> (i32, String, String) {
-    let mut running = Running::start(command);
-    running.write_input(input);
-    let status = running.end();
-    // The last output may still be in the pipe.
-    wait_for("the end of its output", || {
-        (Arc::strong_count(&running.output) == 1 && Arc::strong_count(&running.errors) == 1)
-            .then_some(())
-    });
-    (status, running.output(), running.errors())
-}
+use running::{Running, client, program, run};
 
 /// Parses each line as a JSON value.
 fn objects(output: &str) -> Vec<Value> {
@@ -264,7 +163,7 @@ fn exec_stops_at_the_first_command_that_fails() {
         ("dumb", "invalid command, type help"),
         ("read 0x100000 1", "1 bytes at offset 1048576 do not lie in the shared memory"),
         ("write 0xfffff \"no\"", "2 bytes at offset 1048575 do not lie in the shared memory"),
-        ("read 0 0x7fffffffffffffff", "more than one read can show"),
+        ("read 0 0x7fffffffffffffff", "more than one read can print"),
         ("wait 1 0", "invalid vector 1"),
     ] {
         let mut command = client(daemon.socket_path());
@@ -468,7 +367,7 @@ fn help_is_exit_0_and_a_wrong_option_is_exit_1() {
 
 #[test]
 fn the_manual_names_every_option_and_command() {
-    let manual = include_str!("../docs/client.md");
+    let manual = include_str!("../../docs/client.md");
     let help = Command::new(program()).arg("-h").output().expect("the process runs").stdout;
     let help = String::from_utf8_lossy(&help).into_owned();
     let options = help.split_whitespace().filter(|word| word.starts_with("--"));
