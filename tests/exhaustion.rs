@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::crowd::{Crowd, allow_descriptors};
+use common::crowd::{Crowd, allow_descriptors, use_all_ids};
 use common::daemon::Daemon;
 use common::peer::{Connection, Peer};
 use common::program::{Place, Process};
@@ -236,24 +236,7 @@ fn with_too_many_descriptors_in_flight_the_server_waits_without_spinning_and_los
 
 fn with_all_ids_remembered_new_clients_are_refused_until_the_clients_leave(target: Target) {
     let server = target.builder().start();
-    let mut witness = Crowd::new(server.socket_path(), 1);
-    let number = witness.connect(true);
-    witness.read_greetings();
-    // Other clients use all remaining ids and leave. The witness receives each join and each departure.
-    let mut used = 1;
-    while used < 65_536 {
-        let many = 15.min(65_536 - used);
-        let mut crowd = Crowd::new(server.socket_path(), 1);
-        crowd.connect_many(many);
-        crowd.read_greetings();
-        used += many;
-        witness.read_until("the witness receives the joins", |witness| {
-            witness.view(number).known().len() + witness.view(number).gone().len() == used
-        });
-    }
-    witness.read_until("the witness receives all departures", |witness| {
-        witness.view(number).gone().len() == 65_535
-    });
+    let (mut witness, number) = use_all_ids(&server);
     for _ in 0..20 {
         let mut refused = Connection::open(server.socket_path());
         let refusal =

@@ -20,6 +20,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg};
 
+use super::daemon::Daemon;
 use super::view::{Ids, View};
 
 /// The most messages that one call reads.
@@ -309,4 +310,28 @@ fn read_some(
         }
     }
     Ok(())
+}
+
+/// Connects one client that stays, and clients that use all other ids and leave. The one that stays has received their
+/// departures, so no id can be assigned again before it leaves. Returns its crowd and its number there.
+#[track_caller]
+pub(crate) fn use_all_ids(server: &Daemon) -> (Crowd, usize) {
+    let mut witness = Crowd::new(server.socket_path(), 1);
+    let number = witness.connect(true);
+    witness.read_greetings();
+    let mut used = 1;
+    while used < 65_536 {
+        let many = 15.min(65_536 - used);
+        let mut crowd = Crowd::new(server.socket_path(), 1);
+        crowd.connect_many(many);
+        crowd.read_greetings();
+        used += many;
+        witness.read_until("the witness receives the joins", |witness| {
+            witness.view(number).known().len() + witness.view(number).gone().len() == used
+        });
+    }
+    witness.read_until("the witness receives all departures", |witness| {
+        witness.view(number).gone().len() == 65_535
+    });
+    (witness, number)
 }
