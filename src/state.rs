@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A running server and what its C structure shows of it.
+//! A running server, and the copy of its state in the C structure.
 
 use std::ffi::{CStr, OsString, c_char, c_int};
 use std::os::fd::{AsFd, AsRawFd};
@@ -23,7 +23,7 @@ pub(super) struct State {
     /// The server's descriptor and the clients', as far as they fit. The listening socket
     /// comes and goes by itself.
     watched: FdSet,
-    /// Of the lines about refused clients. A client can try to connect as often as it likes.
+    /// Limits the lines about refused clients, because a client can connect any number of times.
     refusals: RateLimit,
 }
 
@@ -65,7 +65,7 @@ pub(super) unsafe fn write_closed(server: *mut IvshmemServer) {
 }
 
 impl State {
-    /// Starts what the structure describes, and shows it there.
+    /// Starts the server that the structure configures, and updates the structure.
     ///
     /// # Safety
     /// `server` is valid for reads and writes, and was initialised.
@@ -158,7 +158,7 @@ impl State {
         unsafe { self.descriptors().meets(fds, maxfd) }
     }
 
-    /// Does what there is to do, and shows it in the structure.
+    /// Does the work that is due, and updates the structure.
     ///
     /// # Safety
     /// `server` is valid for reads and writes, and it is the one that was started.

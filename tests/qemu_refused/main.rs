@@ -46,7 +46,8 @@ const REFUSED: &str = "server sent version 1, expecting 0";
 /// QEMU's error after the message that ends a client which was sent the version and its id.
 const ENDED: &str = "server sent invalid message";
 
-/// Begins to add a device, while the server is stopped.
+/// Begins to add a device, while the server is stopped. If the connection ended before QEMU begins `device_add`, QEMU
+/// would drop the message unread and spin (docs/qemu.md).
 #[track_caller]
 fn plug(vm: &mut Running, server: &Daemon) {
     server.signal(Signal::SIGSTOP);
@@ -71,7 +72,7 @@ fn without_free_ids_a_qemu_ends_with_an_error_and_device_add_fails(target: Targe
     let mut vm = Running::start();
     check_refused(&server, &mut vm);
 
-    // No connected client remembers the ids any more.
+    // The witness leaves, so no connected client remembers the ids.
     witness.leave(number);
     wait_for("ids are assigned again", || {
         let mut client = Connection::open(server.socket_path());
