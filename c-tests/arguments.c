@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What cannot be is refused with an errno that says why, and nothing is left behind. */
+/* Invalid arguments are refused with an errno that tells why, and no file is left behind. */
 #include "check.h"
 
 static char long_path[5000];
@@ -14,7 +14,7 @@ int main(void)
     before = open_descriptors();
     FD_ZERO(&fds);
 
-    /* NULL anywhere */
+    /* NULL for each pointer */
     FAILS(ivshmem_server_init(NULL, "s", "m", true, SIZE, 1, false), EINVAL);
     FAILS(ivshmem_server_init(&server, NULL, "m", true, SIZE, 1, false), EINVAL);
     FAILS(ivshmem_server_init(&server, "s", NULL, true, SIZE, 1, false), EINVAL);
@@ -29,7 +29,7 @@ int main(void)
     ivshmem_server_get_fds(&server, &fds, NULL);
     CHECK(maxfd == 0);
 
-    /* vectors; what a failed init leaves cannot be started */
+    /* vectors; after a failed init, start fails too */
     FAILS(ivshmem_server_init(&server, socket_path, shm_name, true, SIZE, 0, false), EINVAL);
     FAILS(ivshmem_server_start(&server), EINVAL);
     FAILS(ivshmem_server_init(&server, socket_path, shm_name, true, SIZE, 65, false), EINVAL);

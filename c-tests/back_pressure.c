@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Clients that read late lose nothing: the loop that only selects for reading is woken for them. */
+/* Clients that read late lose nothing: a loop that selects only for reading is woken for them too. */
 #include "check.h"
 
 #define CLIENTS 20
@@ -16,7 +16,7 @@ int main(void)
     for (int i = 0; i < CLIENTS; i++) {
         clients[i] = join(&server);
     }
-    /* More than a socket holds, and nothing to do: it waits, and does not spin. */
+    /* More messages than a socket holds, and no client reads: the loop waits, and does not spin. */
     while (turn(&server, 0) > 0) {
     }
     for (int i = 0; i < CLIENTS; i++) {

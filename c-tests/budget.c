@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* 256 clients join beside residents: no call sends more than the budget, and the select loop goes on until all is sent. */
+/* 256 clients join at once: no call sends more than the budget, and the select loop goes on until all is sent. */
 #include "check.h"
 
 #define MOST 256
 #define RESIDENTS 40
 #define VECTORS 2
-/* some 4,096 messages, and what a batch may exceed it by */
+/* about 4,096 messages, and the excess of one batch */
 #define BUDGET 5000
 
 static int clients[RESIDENTS + MOST];
 
 int main(void)
 {
-    const int joiners = amount(MOST, 50), count = RESIDENTS + joiners;
-    /* each joiner's greeting, then every vector of everybody; each resident, the joiners' */
-    const long all = joiners * (3L + (long)count * VECTORS) + (long)RESIDENTS * joiners * VECTORS;
+    const int joining = amount(MOST, 50), count = RESIDENTS + joining;
+    /* Each new client is sent its greeting and the vectors of all clients. The others are sent the vectors of the new ones. */
+    const long all = joining * (3L + (long)count * VECTORS) + (long)RESIDENTS * joining * VECTORS;
     IvshmemServer server;
     long got = 0;
     int calls = 0;

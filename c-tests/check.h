@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the C tests share: checks, a server in a scratch directory, and a client that only receives. */
+/* Shared by the C tests: checks, a server in a temporary directory, and a client that only receives. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -28,7 +28,7 @@
         }                                                                                    \
     } while (0)
 
-/* The call gives a negative value and this errno. */
+/* The call returns a negative value and sets this errno. */
 #define FAILS(call, error)                                                                   \
     do {                                                                                     \
         errno = 0;                                                                           \
@@ -55,13 +55,13 @@ static inline void clean_up(void)
     rmdir(directory);
 }
 
-/* The first thing in main: a scratch directory, names in it, and an end to waiting. */
+/* The first call in main: makes a temporary directory and the names in it, and limits the run time. */
 static inline void begin(void)
 {
     struct rlimit limit;
 
     alarm(100);
-    /* a shell's usual 1,024 is too few for some of the tests */
+    /* The usual limit of 1,024 is too low for some tests. */
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     limit.rlim_cur = limit.rlim_max;
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
@@ -84,7 +84,7 @@ static inline void start(IvshmemServer *server, unsigned n_vectors)
     CHECK(ivshmem_server_start(server) == 0);
 }
 
-/* One turn of the loop in QEMU's program; what select gave. */
+/* One round of the loop in QEMU's program. Returns the result of select. */
 static inline int turn(IvshmemServer *server, int milliseconds)
 {
     fd_set fds;
@@ -154,7 +154,7 @@ static inline enum received receive(int sock, int64_t *value, int *fd)
     return MESSAGE;
 }
 
-/* The next message, which must be here already, with this value; its descriptor, or -1. */
+/* Reads the next message, which must be there already and have this value. Returns its descriptor, or -1. */
 static inline int expect(int sock, int64_t value)
 {
     int64_t got;
@@ -165,7 +165,7 @@ static inline int expect(int sock, int64_t value)
     return fd;
 }
 
-/* The same, with a descriptor, which is closed. */
+/* The same for a message with a descriptor, which it closes. */
 static inline void expect_fd(int sock, int64_t value)
 {
     int fd = expect(sock, value);
@@ -189,14 +189,14 @@ static inline void expect_end(int sock)
     CHECK(receive(sock, &value, &fd) == END);
 }
 
-/* A client that is refused: a version that no client knows, and the end. */
+/* Checks that a client is refused: it receives an unknown version, and the end of the stream. */
 static inline void expect_refusal(int sock)
 {
     CHECK(expect(sock, 1) == -1);
     expect_end(sock);
 }
 
-/* The start of every client's conversation. */
+/* Checks the messages that every client receives first. */
 static inline void expect_greeting(int sock, int64_t id)
 {
     CHECK(expect(sock, IVSHMEM_PROTOCOL_VERSION) == -1);
@@ -204,7 +204,7 @@ static inline void expect_greeting(int sock, int64_t id)
     expect_fd(sock, -1);
 }
 
-/* Lets a client in; its socket. */
+/* Connects a client and serves until it has joined. Returns its socket. */
 static inline int join(IvshmemServer *server)
 {
     int sock = connect_to(server->unix_sock_path);
@@ -214,7 +214,7 @@ static inline int join(IvshmemServer *server)
     return sock;
 }
 
-/* Receives all there is; how many messages. */
+/* Receives all messages that are there. Returns their number. */
 static inline long drain(int sock)
 {
     int64_t value;
@@ -233,7 +233,7 @@ static inline long drain(int sock)
 static inline int open_descriptors(void)
 {
     DIR *dir = opendir("/proc/self/fd");
-    int count = -1; /* the one that looks */
+    int count = -1; /* without the directory's own descriptor */
 
     CHECK(dir != NULL);
     for (struct dirent *entry; (entry = readdir(dir)) != NULL;) {
@@ -267,7 +267,7 @@ static inline unsigned list_length(const IvshmemServer *server)
     return length;
 }
 
-/* How much of a costly thing to do; less where only the kind of thing matters. */
+/* The number of repetitions of a slow step: `small` in the modes that run slowly, such as valgrind. */
 static inline int amount(int usual, int small)
 {
     return getenv("C_TESTS_SMALL") ? small : usual;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* 1,500 clients through a select loop, far beyond descriptor 1023; close, and start again. */
+/* A select loop serves 1,500 clients, most with a descriptor above 1023; then close, and start again. */
 #include "check.h"
 
 #define MOST 1500
@@ -13,7 +13,7 @@ int main(void)
     int before;
 
     begin();
-    /* three for each: a client's end, the server's, and a vector */
+    /* three descriptors for each client: both ends of the connection, and a vector */
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur >= 3u * (unsigned)count + 200);
     before = open_descriptors();
     init(&server, 1);
@@ -28,7 +28,7 @@ int main(void)
         CHECK(list_length(&server) == (unsigned)count);
         CHECK(count < MOST || clients[count - 1] > 2 * FD_SETSIZE);
 
-        /* Most never read. The first, one in the middle and the last get all of it. */
+        /* Most clients never read. The first, one in the middle and the last receive all messages. */
         for (int which = 0; which < 3; which++) {
             long got = 0;
 
@@ -44,7 +44,7 @@ int main(void)
             CHECK(got == 3 + count);
         }
 
-        /* One beyond descriptor 1023 leaves, and one comes. */
+        /* A client with a descriptor above 1023 leaves, and another one joins. */
         reader = clients[count - 1];
         close(clients[count - 2]);
         SERVE_UNTIL(&server, list_length(&server) == (unsigned)count - 1);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A fork between start and the loop, as in QEMU's program: the parent's exit disturbs nothing. */
+/* A fork between start and the loop, as in QEMU's program: the parent's exit does not affect the server. */
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -18,7 +18,7 @@ static void serve(IvshmemServer *server)
     struct sigaction action = { .sa_handler = on_term };
     sigset_t term, none;
 
-    /* The signal comes in pselect only: before a plain select it would be lost. */
+    /* The signal is blocked except in pselect: one that comes before a plain select would be missed. */
     sigemptyset(&none);
     sigemptyset(&term);
     sigaddset(&term, SIGTERM);
@@ -48,7 +48,7 @@ int main(void)
 
     begin();
     CHECK(pipe(pids) == 0);
-    /* This process stays to be the client; the one in the middle starts the server, forks, and is gone. */
+    /* This process is the client. Its child starts the server, forks, and exits. */
     middle = fork();
     if (middle == 0) {
         start(&server, 2);
@@ -63,7 +63,7 @@ int main(void)
     }
     close(pids[1]);
     CHECK(waitpid(middle, &status, 0) == middle && WIFEXITED(status));
-    /* 99 is valgrind's: it saw a server that still ran. So it did. */
+    /* 99 is valgrind's status for a leak: the server still runs in the child's child. */
     CHECK(WEXITSTATUS(status) == 7 || WEXITSTATUS(status) == 99);
     CHECK(read(pids[0], &daemon, sizeof daemon) == sizeof daemon);
     CHECK(exists(socket_path) && shm_exists());
@@ -81,7 +81,7 @@ int main(void)
         }
     }
     CHECK(kill(daemon, SIGTERM) == 0);
-    /* The daemon holds the pipe as long as it lives. */
+    /* The pipe is open until the daemon ends. */
     CHECK(read(pids[0], &end, 1) == 0);
     expect_end(sock);
     CHECK(!exists(socket_path) && !shm_exists());

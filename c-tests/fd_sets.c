@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What is done with an fd_set: only ours, only what fits, and nothing where there is none of ours. */
+/* The library's use of an fd_set: it adds only its own descriptors that fit, and ignores all others. */
 #include "check.h"
 
 int main(void)
@@ -11,7 +11,7 @@ int main(void)
     } set;
     fd_set before, peers;
     char path[128];
-    int maxfd, client, newcomer, top, last, pipes[2];
+    int maxfd, client, waiting, top, last, pipes[2];
 
     begin();
     start(&server, 1);
@@ -19,7 +19,7 @@ int main(void)
     drain(client);
     CHECK(pipe(pipes) == 0);
 
-    /* others' bits and a larger maxfd stay */
+    /* Other descriptors in the set and a larger maxfd stay. */
     FD_ZERO(&set.fds);
     FD_SET(pipes[1], &set.fds);
     maxfd = 900;
@@ -33,8 +33,8 @@ int main(void)
     CHECK(maxfd > server.sock_fd && FD_ISSET(maxfd - 1, &set.fds));
     before = set.fds;
 
-    /* with none of ours, or a maxfd below ours, the newcomer stays at the door */
-    newcomer = connect_to(socket_path);
+    /* Without one of the server's descriptors below maxfd, handle_fds does nothing: the connection waits. */
+    waiting = connect_to(socket_path);
     FD_ZERO(&set.fds);
     CHECK(ivshmem_server_handle_fds(&server, &set.fds, FD_SETSIZE) == 0);
     FD_SET(pipes[0], &set.fds);
@@ -52,12 +52,12 @@ int main(void)
     CHECK(server.cur_id == 1);
     CHECK(ivshmem_server_handle_fds(&server, &set.fds, server.sock_fd + 1) == 0);
     CHECK(server.cur_id == 2);
-    close(newcomer);
-    /* a maxfd beyond the set is the set's end; one that is gone is seen in any turn */
+    close(waiting);
+    /* A maxfd above FD_SETSIZE means all of the set. A call for any reason removes a client that left. */
     CHECK(ivshmem_server_handle_fds(&server, &set.fds, 0x7fffffff) == 0);
     SERVE_UNTIL(&server, list_length(&server) == 1);
 
-    /* a client's socket alone is enough */
+    /* A client's socket alone in the set is enough. */
     FD_ZERO(&peers);
     FD_SET(server.peer_list.tqh_first->sock_fd, &peers);
     CHECK(write(client, "!", 1) == 1);
@@ -70,7 +70,7 @@ int main(void)
     ivshmem_server_get_fds(&server, &peers, &maxfd);
     CHECK(ivshmem_server_handle_fds(&server, &peers, maxfd) == 0);
 
-    /* all descriptors below 1024 taken: clients go on, and no bit is set beyond the set */
+    /* All descriptors below 1024 are taken: clients are served, and no bit is written outside of the set. */
     top = last = -1;
     while (last < FD_SETSIZE) {
         last = dup(pipes[0]);
@@ -91,7 +91,7 @@ int main(void)
     close(client);
     SERVE_UNTIL(&server, list_length(&server) == 0);
 
-    /* a server that no select could serve is refused, without a trace */
+    /* A server whose own descriptor does not fit in an fd_set is refused, and leaves no file. */
     snprintf(path, sizeof path, "%s2", socket_path);
     CHECK(ivshmem_server_init(&second, path, "/never-made", true, SIZE, 1, false) == 0);
     FAILS(ivshmem_server_start(&second), EMFILE);

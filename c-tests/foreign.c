@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Nothing of anybody else's is closed, unlinked or changed, however a start fails. */
+/* A start that fails does not close, unlink or change an object of another process. */
 #include "check.h"
 
 int main(void)
@@ -16,7 +16,7 @@ int main(void)
     CHECK(pwrite(server.shm_fd, "x", 1, 0) == 1);
     before = open_descriptors();
 
-    /* the live server's socket, and its memory */
+    /* the socket and the memory of a running server */
     CHECK(ivshmem_server_init(&other, socket_path, "/other-name", true, SIZE, 1, false) == 0);
     FAILS(ivshmem_server_start(&other), EADDRINUSE);
     snprintf(path, sizeof path, "%s2", socket_path);
@@ -32,7 +32,7 @@ int main(void)
     ivshmem_server_close(&server);
     CHECK(close(client) == 0);
 
-    /* somebody's memory, when the socket cannot be bound; and what is in the socket's place */
+    /* an existing memory object and a file at the socket's path, when the socket cannot be bound */
     shm = shm_open(shm_name, O_CREAT | O_EXCL | O_RDWR, 0600);
     CHECK(shm >= 0 && ftruncate(shm, 4096) == 0);
     snprintf(file, sizeof file, "%s/file", directory);
@@ -43,12 +43,12 @@ int main(void)
     ivshmem_server_close(&other);
     CHECK(exists(file) && shm_exists() && lseek(shm, 0, SEEK_END) == 4096);
 
-    /* memory that is larger than asked for is not cut off */
+    /* A memory object that is larger than the configured size is not truncated. */
     CHECK(ivshmem_server_init(&other, path, shm_name, true, 1024, 1, false) == 0);
     FAILS(ivshmem_server_start(&other), EEXIST);
     CHECK(shm_exists() && lseek(shm, 0, SEEK_END) == 4096 && !exists(path));
 
-    /* close before start, with 0 open and fields that name things */
+    /* close before start, while descriptor 0 is open and the fields name existing objects */
     strcpy(other.unix_sock_path, file);
     other.sock_fd = 0;
     other.shm_fd = shm;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* init over a running server is refused; over memory that has become something else it works. */
+/* init on the structure of a running server is refused. On memory that was reused it works. */
 #include "check.h"
 
 int main(void)
@@ -20,7 +20,7 @@ int main(void)
     expect_nothing(client);
     CHECK(close(join(&server)) == 0);
 
-    /* A copy is another server, which does not run. */
+    /* A copy of the structure is another server, which does not run. */
     copy = server;
     FD_ZERO(&fds);
     FD_SET(server.sock_fd, &fds);
@@ -29,7 +29,7 @@ int main(void)
     ivshmem_server_close(&copy);
     CHECK(exists(socket_path) && shm_exists());
 
-    /* The structure is gone without a close, and another one takes its memory. */
+    /* The structure's memory was reused without a close: init closes the old server. */
     memset(&server, 0, sizeof server);
     CHECK(ivshmem_server_init(&server, socket_path, shm_name, true, SIZE, 3, false) == 0);
     drain(client);
@@ -42,7 +42,7 @@ int main(void)
     expect_greeting(client, 0);
     ivshmem_server_close(&server);
 
-    /* After close it is init's again, and the address is free for good. */
+    /* After close, init works again. */
     CHECK(ivshmem_server_init(&server, socket_path, shm_name, true, SIZE, 3, false) == 0);
     CHECK(close(client) == 0);
     CHECK(open_descriptors() == before);

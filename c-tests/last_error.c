@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A call that fails leaves a sentence for its thread; a call that succeeds does not change it. */
+/* A call that fails sets the error text of its thread; a call that succeeds does not change it. */
 #include <pthread.h>
 
 #include "check.h"
 
-/* The last error has this text in it. */
+/* Whether the last error contains this text. */
 #define SAYS(text) CHECK(strstr(ivshmem_server_last_error(), (text)) != NULL)
 
 static void *other_thread(void *server)
@@ -33,7 +33,7 @@ int main(void)
     CHECK(ivshmem_server_get_fd(&server) >= 0);
     SAYS("in use by a running process");
 
-    /* each thread has its own */
+    /* Each thread has its own text. */
     CHECK(pthread_create(&thread, NULL, other_thread, &server) == 0);
     CHECK(pthread_join(thread, NULL) == 0);
     SAYS("in use by a running process");
@@ -47,7 +47,7 @@ int main(void)
     FAILS(ivshmem_server_start(&server), EBUSY);
     SAYS("runs already");
 
-    /* the system's reason is there once */
+    /* The text of the system's error appears once. */
     snprintf(path, sizeof path, "%s/none/socket", directory);
     CHECK(ivshmem_server_init(&other, path, "/other", true, SIZE, 1, false) == 0);
     FAILS(ivshmem_server_start(&other), ENOENT);

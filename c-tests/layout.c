@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Size, offset and type of every field, as programs built with QEMU's header rely on. */
+/* Size, offset and type of every field are those of QEMU's header. */
 #include "check.h"
 
 #define OFFSET(type, field, offset) _Static_assert(offsetof(type, field) == (offset), #field)
@@ -54,7 +54,7 @@ TYPE(EventNotifier, initialized, bool);
 
 int main(void)
 {
-    /* Both halves know the same structure: what C wrote is what is started, and shown. */
+    /* C and the library use the same layout: start reads the fields that C wrote. */
     IvshmemServer server;
 
     begin();

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Start, close and start again, any number of times; what comes out of order does no harm. */
+/* Start, close and start again, any number of times; a call in the wrong order does no harm. */
 #include "check.h"
 
 int main(void)
@@ -30,14 +30,14 @@ int main(void)
         CHECK(fcntl(server.sock_fd, F_GETFD) == FD_CLOEXEC && fcntl(server.shm_fd, F_GETFD) == FD_CLOEXEC);
         CHECK(exists(socket_path) && shm_exists());
 
-        /* ids go on from where they were */
+        /* The next id continues after the last one. */
         CHECK(server.cur_id == 2 * round);
         first = join(&server);
         expect_greeting(first, 2 * round);
         second = join(&server);
         CHECK(server.cur_id == 2 * round + 2 && list_length(&server) == 2);
 
-        /* twice is once, and disturbs nobody */
+        /* A second start fails, and the running server goes on. */
         FAILS(ivshmem_server_start(&server), EBUSY);
         sock = server.sock_fd;
         CHECK(list_length(&server) == 2 && fcntl(sock, F_GETFD) == FD_CLOEXEC);
@@ -55,7 +55,7 @@ int main(void)
         CHECK(open_descriptors() == before);
     }
 
-    /* start reads the fields as they are */
+    /* start reads the current values of the fields. */
     server.cur_id = 0xffff;
     server.n_vectors = 1;
     server.use_shm_open = false;

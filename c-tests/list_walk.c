@@ -4,7 +4,7 @@
 
 #define COUNT 12
 
-/* Written anew after what QEMU's QTAILQ_LAST and QTAILQ_PREV mean. */
+/* Our own form of QEMU's QTAILQ_LAST and QTAILQ_PREV. */
 #define BEFORE(link) ((IvshmemServerPeer *)(link).tql_prev->tql_prev->tql_next)
 
 static void check_list(IvshmemServer *server, const int64_t *ids, int count)
@@ -33,7 +33,7 @@ static void check_list(IvshmemServer *server, const int64_t *ids, int count)
 
 int main(void)
 {
-    /* The first, the last, from the middle, neighbours, and then all of them. */
+    /* Clients leave: the first, the last, one in the middle, two neighbours, and then all. */
     static const int order[COUNT] = { 0, 11, 5, 6, 4, 1, 10, 3, 8, 7, 2, 9 };
     IvshmemServer server;
     int socks[COUNT], count = 0;
@@ -63,7 +63,7 @@ int main(void)
     CHECK(ivshmem_server_search_peer(&server, -1) == NULL);
     CHECK(ivshmem_server_search_peer(&server, 65536) == NULL);
 
-    /* several at once: come, and go with others that come */
+    /* Several clients join in one call; then some leave in the same call in which others join. */
     for (int i = 0; i < 3; i++) {
         socks[i] = connect_to(socket_path);
         ids[i] = COUNT + i;

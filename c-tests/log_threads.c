@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* While threads serve and log, another changes the log function: none is called after it was replaced. */
+/* One thread replaces the log function while others serve and log. No function is called after its replacement. */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -16,6 +16,9 @@ static void note(int level, const char *text, void *opaque)
 
     (void)level;
     CHECK(*text != 0 && atomic_load(alive));
+    /* Time for the other thread to replace the function, if set_log() did not wait for this call. */
+    usleep(200);
+    CHECK(atomic_load(alive));
     atomic_fetch_add(&lines, 1);
 }
 
@@ -49,7 +52,7 @@ int main(void)
         numbers[i] = i;
         CHECK(pthread_create(&threads[i], NULL, serve, &numbers[i]) == 0);
     }
-    /* What the function uses is freed as soon as the next one is set: ASan and valgrind watch. */
+    /* The data of a function is freed as soon as the next one is set; ASan and valgrind would report its use. */
     do {
         atomic_int *next = malloc(sizeof *next);
         long before = atomic_load(&lines);

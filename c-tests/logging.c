@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Log lines go to the program's function, up to its level, and nowhere without one. */
+/* The program's log function receives the lines up to its level. Without a function there are no lines. */
 #include <syslog.h>
 
 #include "check.h"
@@ -20,7 +20,7 @@ static void note(int level, const char *text, void *opaque)
     seen->joined += strstr(text, "joined") != NULL;
     seen->left += strstr(text, "left") != NULL;
     if (seen->server != NULL && !seen->nested) {
-        /* It may call the library, its own server included; not set_log. */
+        /* The function may call the library, also for the same server, but not set_log. */
         seen->nested = 1;
         CHECK(ivshmem_server_search_peer(seen->server, 9999) == NULL && errno == ENOENT);
         CHECK(ivshmem_server_dispatch(seen->server) >= 0);
@@ -74,7 +74,7 @@ int main(void)
     visit(&server);
     CHECK(nested.lines == 2 && info.lines == 2);
 
-    /* The library itself printed nothing. */
+    /* The library printed nothing itself. */
     CHECK(dup2(err, 2) == 2 && lseek(file, 0, SEEK_END) == 0);
     ivshmem_server_close(&server);
     close(file);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* get_fd and dispatch serve without an fd_set; an edge-triggered loop knows when work is left. */
+/* get_fd and dispatch serve without an fd_set; dispatch tells an edge-triggered loop when work is left. */
 #include <sys/epoll.h>
 
 #include "check.h"
@@ -7,7 +7,7 @@
 #define CLIENTS 60
 #define VECTORS 4
 
-/* Reads what is there from all clients; the number of messages. */
+/* Reads all messages that are there for all clients, and returns their number. */
 static long drain_all(const int *clients, int count)
 {
     long got = 0;
@@ -43,7 +43,7 @@ int main(void)
     for (int i = 0; i < CLIENTS; i++) {
         clients[i] = connect_to(socket_path);
     }
-    /* Until it says 0, there is work. After that, the descriptor tells of more. */
+    /* Work is left until it returns 0. After that, new work makes the descriptor readable. */
     while (got < all) {
         CHECK(epoll_wait(loop, &event, 1, 20000) == 1);
         do {

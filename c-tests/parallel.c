@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A call that is held up, here by a stdout that nobody reads, holds up no other server's. */
+/* A call that blocks (here on a stdout that is not read) does not block the calls for another server. */
 #include <pthread.h>
 #include <semaphore.h>
 #include <sys/ioctl.h>
@@ -39,7 +39,7 @@ int main(void)
     CHECK(sem_init(&about_to_print, 0, 0) == 0);
     CHECK(pthread_create(&thread, NULL, print, NULL) == 0);
     CHECK(sem_wait(&about_to_print) == 0);
-    /* The pipe is full when not even one more page would fit: now the thread is stuck. */
+    /* The pipe is full when not one more page fits; then the thread blocks. */
     do {
         usleep(1000);
         CHECK(ioctl(pipes[0], FIONREAD, &waiting) == 0);
@@ -52,7 +52,7 @@ int main(void)
     ivshmem_server_close(&quick);
     CHECK(ioctl(pipes[0], FIONREAD, &waiting) == 0 && waiting >= 60000);
 
-    /* Now let it run to its end. */
+    /* Read the pipe, so that the thread can end. */
     CHECK(fflush(stderr) == 0);
     fcntl(pipes[0], F_SETFL, O_NONBLOCK);
     while (pthread_tryjoin_np(thread, NULL) == EBUSY) {

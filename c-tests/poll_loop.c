@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * poll(2) loops: one that makes its list of descriptors from the public fields, and one that takes
- * it from ivshmem_server_get_fds(), which is also woken for clients that read late.
+ * poll(2) loops: one takes its descriptors from the public fields, the other from
+ * ivshmem_server_get_fds(). Only the second is woken for clients that read late.
  */
 #include <poll.h>
 
@@ -83,7 +83,7 @@ int main(void)
     ivshmem_server_close(&server);
     close(clients[7]);
 
-    /* 8 clients of 64 vectors: more than a socket holds, and nobody reads before all are there */
+    /* 8 clients of 64 vectors: more messages than a socket holds, and no client reads before all have joined */
     server.n_vectors = 64;
     server.cur_id = 0;
     CHECK(ivshmem_server_start(&server) == 0);

@@ -32,7 +32,7 @@ int main(void)
     server.verbose = true;
     began = now();
     for (int i = 0; i < CLIENTS; i++) {
-        /* It has gone before it is accepted. */
+        /* It closes the connection before the server accepts it. */
         close(connect_to(socket_path));
         CHECK(turn(&server, 20000) > 0);
     }
@@ -49,7 +49,7 @@ int main(void)
         CHECK(strncmp(line, "client refused: it hung up", 26) == 0);
         lines++;
     }
-    /* One at once, and one for each second since. */
+    /* One line at once, and one for each second after it. */
     CHECK(lines >= 1 && lines <= now() - began + 2);
     fclose(text);
     close(out);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A caller that overwrites the structure and the nodes harms what it sees, and nothing else. */
+/* A caller that overwrites the structure and the nodes spoils only its own view: the server goes on. */
 #include "check.h"
 
 int main(void)
@@ -29,7 +29,7 @@ int main(void)
         memset(&server, fills[fill], sizeof server);
         server.verbose = false;
 
-        /* still found, still served: one comes, one goes */
+        /* Peers are still found and served: one joins, one leaves. */
         clients[3] = connect_to(socket_path);
         FD_ZERO(&fds);
         ivshmem_server_get_fds(&server, &fds, &maxfd);

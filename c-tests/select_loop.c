@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The loop of QEMU's program, and every message of three clients that come and go. */
+/* The loop of QEMU's program, and every message to three clients that join and leave. */
 #include "check.h"
 
 #define VECTORS 2
@@ -38,7 +38,7 @@ int main(void)
     expect_vectors(b, 1);
     expect_nothing(b);
 
-    /* vector by vector, what one rings the other hears, and the server has the same ones */
+    /* For each vector: the receiver's eventfd is the one that the sender rings, and the one in the server's list. */
     peer = ivshmem_server_search_peer(&server, 0);
     CHECK(peer != NULL && peer->id == 0 && peer->vectors_count == VECTORS);
     for (int i = 0; i < VECTORS; i++) {
@@ -55,7 +55,7 @@ int main(void)
     }
     CHECK(!peer->vectors[VECTORS].initialized && peer->vectors[VECTORS].wfd == -1);
 
-    /* who says anything is out, and the others are told once */
+    /* A client that sends data is removed, and the others receive its departure once. */
     CHECK(write(b, "?", 1) == 1);
     SERVE_UNTIL(&server, list_length(&server) == 1);
     CHECK(ivshmem_server_search_peer(&server, 1) == NULL);
@@ -74,7 +74,7 @@ int main(void)
     CHECK(expect(c, 0) == -1);
     expect_nothing(c);
 
-    /* one that is gone before it was let in is nobody's end */
+    /* A client that leaves before it is admitted has no effect on the others. */
     close(connect_to(socket_path));
     CHECK(turn(&server, 20000) > 0);
     SERVE_UNTIL(&server, list_length(&server) == 1);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A server that one thread starts, another serves and the first closes, as QEMU's own test does. */
+/* One thread starts the server, another serves, and the first closes it, as in QEMU's own test. */
 #include <poll.h>
 #include <pthread.h>
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Prints what the calls of one story give: results, descriptors, the list, and every message.
+ * Prints the effects of a fixed series of calls: results, descriptors, the list, and every message.
  *
- * The same object is linked with this library and, where it is at hand, with QEMU's own; the
- * two transcripts are to be the same. So the story keeps to what the reference survives, and
- * what differs between two right runs (descriptor numbers, addresses) is printed as a relation.
+ * The same object is linked with this library and, if available, with QEMU's own; both must print
+ * the same. So the series has only calls that the reference survives. Values that differ between
+ * two correct runs (descriptor numbers, addresses) are printed as a relation.
  */
 #include "check.h"
 
@@ -26,7 +26,7 @@ static int walk_turn(void)
     return ready;
 }
 
-/* Until nothing is left to do: how many turns that takes is nobody's business. */
+/* Calls handle_fds until no work is left. The number of calls may differ between the two. */
 static void serve(void)
 {
     while (walk_turn() > 0) {
@@ -83,21 +83,21 @@ static void show(const char *when)
                peer->next.tqe_circ.tql_prev
                    == (last ? &last->next.tqe_circ : &server.peer_list.tqh_circ));
     }
-    printf("in the set %d, in order %d, tail %d, nobody %d %d\n", in_set, low,
+    printf("in the set %d, in order %d, tail %d, unknown ids %d %d\n", in_set, low,
            server.peer_list.tqh_circ.tql_prev
                == (last ? &last->next.tqe_circ : &server.peer_list.tqh_circ),
            ivshmem_server_search_peer(&server, 77) == NULL,
            ivshmem_server_search_peer(&server, -1) == NULL);
 }
 
-/* All messages that wait for a client, byte for byte. */
+/* Prints all messages that a client has not read. */
 static void listen_as(const char *name, int sock)
 {
     int64_t value;
     int fd;
     enum received got;
 
-    printf("%s hears", name);
+    printf("%s receives", name);
     while ((got = receive(sock, &value, &fd)) == MESSAGE) {
         printf(" %d", (int)value);
         if (fd >= 0) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The lines on stdout are the reference's, through C's own buffer, and only where asked for. */
+/* With `verbose`, the reference's lines come on stdout, through C's own buffer; without it, none. */
 #include "check.h"
 
 int main(void)
@@ -16,7 +16,7 @@ int main(void)
     out = dup(1);
     CHECK(file >= 0 && dup2(file, 1) == 1);
 
-    /* quiet */
+    /* not verbose */
     start(&server, 2);
     close(join(&server));
     SERVE_UNTIL(&server, list_length(&server) == 0);
@@ -24,7 +24,7 @@ int main(void)
     fflush(stdout);
     CHECK(lseek(file, 0, SEEK_END) == 0);
 
-    /* The caller's own lines stay in their place. A path is printed as it is. */
+    /* The caller's own lines stay in order. A path is printed unchanged. */
     snprintf(odd, sizeof odd, "%s/%%s%%n\xff", directory);
     CHECK(ivshmem_server_init(&server, odd, shm_name, true, SIZE, 2, true) == 0);
     printf("before start\n");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Descriptors in the form that `select(2)` has them: a bit for each of the first 1,024.
+//! Descriptors in the form of `select(2)`: a bit for each of the first 1,024.
 
 use std::ffi::{c_int, c_ulong};
 use std::os::fd::RawFd;
@@ -14,7 +14,7 @@ const _: () = {
     assert!(align_of::<libc::fd_set>() == align_of::<Words>());
 };
 
-/// A set of descriptors. One that is too large for it is not in it, which is no error.
+/// A set of descriptors. It leaves out descriptors that are too large for it; this is no error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FdSet(Words);
 
@@ -44,7 +44,7 @@ impl FdSet {
     /// Adds all of it to a caller's set, and raises its `maxfd`.
     ///
     /// # Safety
-    /// Both are valid for reads and writes, and nobody else uses them meanwhile.
+    /// Both are valid for reads and writes, and no other thread uses them meanwhile.
     pub(super) unsafe fn add_to(&self, fds: *mut libc::fd_set, maxfd: *mut c_int) {
         // SAFETY: an fd_set has the size and the alignment of Words (asserted above), and is
         // nothing but integers; the caller vouches for the pointer.

@@ -197,7 +197,7 @@ pub unsafe extern "C" fn ivshmem_server_start(server: *mut IvshmemServer) -> c_i
     })
 }
 
-/// Gives up a place in the table when a start fails, be it by a panic.
+/// Removes the entry from the table when a start fails or panics.
 struct Vacate<'a> {
     server: *const IvshmemServer,
     slot: &'a Slot,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::state::State;
 
-/// A server; none while it is being started, and when it was closed by somebody else.
+/// A server; `None` while it starts, and after another thread has closed it.
 pub(super) type Slot = Arc<Mutex<Option<State>>>;
 
 static RUNNING: Mutex<BTreeMap<usize, Slot>> = Mutex::new(BTreeMap::new());
@@ -26,7 +26,7 @@ pub(super) fn find(address: usize) -> Option<Slot> {
     running().get(&address).cloned()
 }
 
-/// Takes a place in the table, unless it is taken.
+/// Reserves the entry of this address in the table, unless it exists.
 pub(super) fn take(address: usize, slot: &Slot) -> bool {
     let mut running = running();
     let free = !running.contains_key(&address);
@@ -36,14 +36,14 @@ pub(super) fn take(address: usize, slot: &Slot) -> bool {
     free
 }
 
-/// Gives up the place of this very server.
+/// Removes the entry of this server.
 pub(super) fn leave(address: usize, slot: &Slot) {
     let mut running = running();
     if running.get(&address).is_some_and(|other| Arc::ptr_eq(other, slot)) {
         running.remove(&address);
     }
     if running.is_empty() {
-        // An empty map may keep memory, and who looks for leaks would find it.
+        // An empty map may keep memory, which a search for leaks would find.
         *running = BTreeMap::new();
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What C is told besides a value: `errno`, the text of the last error, and lines on its stdout.
+//! Results for C besides the return value: `errno`, the text of the last error, and lines on its stdout.
 
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
@@ -13,7 +13,7 @@ use ivshmem::Chain;
 
 use super::logging;
 
-/// Why a call failed, as C is told.
+/// The failure of a call, in the form for C.
 #[derive(Debug)]
 pub(super) struct Failure {
     errno: i32,
@@ -54,7 +54,7 @@ pub(super) fn last_error() -> *const c_char {
     text.ok().flatten().unwrap_or(c"".as_ptr())
 }
 
-/// The funnel of every function: what `body` returns, or else `failed`, with `errno` and the
+/// Every function returns through this one: the result of `body`, or else `failed`, with `errno` and the
 /// text of the last error set. A panic is a failure (`EIO`): it must not unwind into C. Log
 /// lines that the call made are given to the caller's function here, where nothing is locked.
 pub(super) fn answer<T>(failed: T, body: impl FnOnce() -> Result<T, Failure>) -> T {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A running server and what its C structure shows of it.
+//! A running server, and the copy of its state in the C structure.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsString, c_char, c_int};
@@ -67,7 +67,7 @@ pub(super) unsafe fn write_closed(server: *mut IvshmemServer) {
 }
 
 impl State {
-    /// Starts what the structure describes, and shows it there.
+    /// Starts the server that the structure configures, and updates the structure.
     ///
     /// # Safety
     /// `server` is valid for reads and writes, and was initialised.
@@ -160,7 +160,7 @@ impl State {
         unsafe { self.descriptors().meets(fds, maxfd) }
     }
 
-    /// Does what there is to do, and shows it in the structure.
+    /// Does the work that is due, and updates the structure.
     ///
     /// # Safety
     /// `server` is valid for reads and writes, and it is the one that was started.

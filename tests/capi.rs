@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The C API, by C programs: each file in `c-tests/` holds one behaviour, and each is run with
-//! the static library, with the shared one, under ASan and UBSan, and under valgrind.
+//! Tests the C API with C programs. Each file in `c-tests/` checks one behaviour, and is run with the static library,
+//! with the shared library, under ASan and UBSan, and under valgrind.
 
 #![forbid(unsafe_code)]
 
@@ -65,7 +65,7 @@ c_tests! {
         arguments back_pressure budget crowd daemon fd_sets foreign init_over last_error layout
         lifecycle list_walk log_threads logging one_descriptor
         parallel poll_loop refusals scribble select_loop threaded verbose;
-    // Under valgrind no limit of descriptors is reached: it pretends to set one.
+    // Under valgrind no limit of descriptors is reached: valgrind only simulates the limit.
     without_valgrind: exhaustion
 }
 

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::crowd::{Crowd, allow_descriptors};
+use common::crowd::{Crowd, allow_descriptors, use_all_ids};
 use common::daemon::Daemon;
 use common::peer::{Connection, Peer};
 use common::program::{Place, Process};
@@ -239,45 +239,8 @@ fn with_all_ids_remembered_new_clients_are_refused_until_the_clients_leave(targe
         return;
     }
     let server = target.builder().for_all_users().start();
-    let mut witness = Crowd::new(server.socket_path(), 1);
-    let number = witness.connect(true);
-    witness.read_greetings();
-    // Two other users use all remaining ids and leave. The last ids are reserved for users that hold few, so the
-    // first user gets all but 1,024, and the second one a quarter of these, and so on.
-    let mut used = 1;
-    let mut users = Vec::new();
-    for user in 1_000_001.. {
-        let before = used;
-        loop {
-            let many = 15.min(65_536 - used);
-            let mut crowd = Crowd::new(server.socket_path(), 1).of_user(user);
-            crowd.connect_many(many);
-            crowd.read_until("each client is admitted or refused", |crowd| {
-                let is_known = |&number: &usize| {
-                    crowd.view(number).is_greeting_complete() || crowd.is_ended(number)
-                };
-                crowd.numbers().iter().all(is_known)
-            });
-            let is_admitted = |&number: &usize| crowd.view(number).is_greeting_complete();
-            let admitted = crowd.numbers().into_iter().filter(is_admitted).count();
-            used += admitted;
-            witness.read_until("the witness receives the joins", |witness| {
-                witness.view(number).known().len() + witness.view(number).gone().len() == used
-            });
-            if admitted < many || used == 65_536 {
-                break;
-            }
-        }
-        users.push(used - before);
-        if used == 65_536 {
-            break;
-        }
-    }
-    // (Of the clients that connect at once, some are counted only when they are admitted.)
+    let (mut witness, number, users) = use_all_ids(&server);
     assert_eq!(users[..2], [65_536 - 1024 - 1, 256], "{users:?}");
-    witness.read_until("the witness receives all departures", |witness| {
-        witness.view(number).gone().len() == 65_535
-    });
     for _ in 0..20 {
         let mut refused = Connection::open(server.socket_path());
         let refusal =

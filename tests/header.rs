@@ -13,7 +13,7 @@ use c::{Compiler, expect_success, finish, need, project};
 
 const SOURCES: [&str; 3] = ["src/abi.rs", "src/functions.rs", "src/additions.rs"];
 
-/// What precedes the functions that QEMU's header does not have.
+/// The text before the functions that QEMU's header does not have.
 const SECTION: &str = "\
 /*
  * Additions: functions that QEMU's header does not have. IVSHMEM_SERVER_VERSION is defined where
@@ -42,7 +42,7 @@ fn generate() -> String {
     let header = String::from_utf8(header).expect("a header is text");
     assert_eq!(header.matches(FIRST_ADDITION).count(), 1, "FIRST_ADDITION is out of date");
     header
-        // What rustdoc calls safety is a precondition for Doxygen.
+        // Rustdoc's safety section is a precondition for Doxygen.
         .replace(" * # Safety\n * ", " * @pre ")
         // C89 has no such comments.
         .replace("// __cplusplus", "/* __cplusplus */")
@@ -75,7 +75,7 @@ const GCC: (Compiler, Compiler) = (Compiler::Named("gcc", "gcc"), Compiler::Name
 const CLANG: (Compiler, Compiler) =
     (Compiler::Named("clang", "clang"), Compiler::Named("clang++", "clang"));
 
-/// What QEMU's own headers define, in the same shapes, written for this test.
+/// The definitions of QEMU's own headers, in the same shapes, written for this test.
 const QEMUS_EVENT_NOTIFIER: &str = "
 #ifndef QEMU_EVENT_NOTIFIER_H
 #define QEMU_EVENT_NOTIFIER_H
@@ -168,7 +168,7 @@ fn oldest() -> impl Iterator<Item = (Command, &'static str, &'static str)> {
     })
 }
 
-/// Has a text checked; what the compiler says against it.
+/// Compiles a text. Returns the compiler's message if that fails.
 fn compile(mut command: Command, standard: &str, language: &str, text: &str) -> Result<(), String> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("text");

@@ -35,7 +35,7 @@ fn a_client_without_an_id_is_refused_before_its_eventfds_are_made() {
     let _second = UnixStream::connect(&path).expect("the server listens");
     let events = server.wait(Some(PATIENCE)).expect("a client causes no error");
     // Not NoDescriptors.
-    assert!(matches!(events[..], [Event::Refused(Refusal::NoIds)]), "{events:?}");
+    assert!(matches!(events[..], [Event::Refused { reason: Refusal::NoIds, .. }]), "{events:?}");
 
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("it is the hard limit");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What is shipped: the exported symbols, the soname, and a tree that `make install` made, in
-//! which pkg-config finds everything that a C program needs.
+//! The files that are shipped: exported symbols, soname, the tree that `make install` makes and in which pkg-config
+//! finds everything that a C program needs, the C examples built against that tree, and the packages for cargo.
 
 #![forbid(unsafe_code)]
 
@@ -9,16 +9,20 @@ mod c;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ivshmem::client::Client;
+
 use c::{PRIVATE_LIBRARIES, expect_success, need, project, shared_library, static_library, words};
 use tempfile::TempDir;
 
-/// QEMU's seven, and this project's five.
+/// The time limit for an action that takes a moment; long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The seven functions of QEMU's header, and this project's five.
 const FUNCTIONS: [&str; 12] = [
     "ivshmem_server_close",
     "ivshmem_server_dispatch",
@@ -80,16 +84,16 @@ fn the_private_libraries_are_those_that_rustc_names() {
     let list: BTreeSet<&str> =
         list.split_whitespace().take_while(|w| w.starts_with("-l")).collect();
     let ours = PRIVATE_LIBRARIES.into();
-    assert!(list.is_subset(&ours), "rustc wants {list:?}, we say {ours:?}");
+    assert!(list.is_subset(&ours), "rustc requires {list:?}, the constant has {ours:?}");
 
     let pc = fs::read_to_string(project("ivshmem-server.pc.in")).expect("the template");
     let line = pc.lines().find_map(|line| line.strip_prefix("Libs.private: ")).expect("the line");
     assert_eq!(line, PRIVATE_LIBRARIES.join(" "));
 }
 
-/// A tree made by `make install`, of what this test run has built.
+/// A tree that `make install` made from the files of this test run.
 struct Tree {
-    /// Where `make` finds what was built; links to it.
+    /// The directory from which `make` installs.
     _built: TempDir,
     root: TempDir,
 }
@@ -137,12 +141,13 @@ impl Tree {
         said.split_whitespace().map(String::from).collect()
     }
 
-    /// Builds the example and has a client come to it.
-    fn build_and_serve(&self, flags: &[String]) {
-        let program = self.path("event_loop");
+    /// Builds an example, and checks that it serves two clients and ends at SIGTERM. All examples print the same
+    /// verbose lines.
+    fn build_and_serve(&self, example: &str, flags: &[String]) {
+        let program = self.path(example);
         let mut cc = Command::new("cc");
         cc.args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
-        cc.arg(project("examples/event_loop.c")).arg("-o").arg(&program).args(flags);
+        cc.arg(project(&format!("examples/{example}.c"))).arg("-o").arg(&program).args(flags);
         expect_success(&mut cc);
 
         let name = self.root.path().file_name().expect("a name").to_string_lossy().into_owned();
@@ -153,29 +158,38 @@ impl Tree {
         let mut server = Running(command.spawn().expect("the example starts"));
         let mut lines = BufReader::new(server.0.stdout.take().expect("a pipe")).lines();
         let mut expect = |start: &str| {
-            let line = lines.next().expect("a line more").expect("text");
-            assert!(line.starts_with(start), "{line:?} is not {start:?}…");
+            let line = lines.next().expect("another line").expect("text");
+            assert!(line.starts_with(start), "{example}: {line:?} instead of {start:?}…");
         };
         expect("Using POSIX shared memory: ");
         expect("create & bind socket ");
-        // The line comes before what it says is done.
-        let patience = Instant::now() + Duration::from_secs(10);
-        let client = loop {
-            match UnixStream::connect(&socket) {
+        // The example prints this line before it listens.
+        let deadline = Instant::now() + PATIENCE;
+        let mut first = loop {
+            match Client::connect(&socket) {
                 Ok(client) => break client,
-                Err(error) if Instant::now() > patience => panic!("it does not listen: {error}"),
+                Err(error) if Instant::now() > deadline => panic!("{example}: {error}"),
                 Err(_) => thread::sleep(Duration::from_millis(1)),
             }
         };
         expect("accept()=");
         expect("new peer id = 0");
-        drop(client);
+        let second = Client::connect(&socket).expect("the example listens");
+        expect("accept()=");
+        expect("new peer id = 1");
+        dispatch_until(&mut first, |client| client.peer(1).is_some());
+        check_ring(&first, &second);
+        check_ring(&second, &first);
+        drop(second);
+        expect("free peer 1");
+        dispatch_until(&mut first, |client| client.peer(1).is_none());
+        drop(first);
         expect("free peer 0");
         let pid = nix::unistd::Pid::from_raw(server.0.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).expect("it is our child");
         expect("close server");
-        assert!(server.0.wait().expect("it ends").success());
-        assert!(!socket.exists());
+        assert!(server.0.wait().expect("it ends").success(), "{example}");
+        assert!(!socket.exists(), "{example} left its socket");
     }
 }
 
@@ -189,23 +203,114 @@ impl Drop for Running {
     }
 }
 
+/// Handles the server's messages until `done` returns true.
+#[track_caller]
+fn dispatch_until(client: &mut Client, done: impl Fn(&Client) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done(client) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "no message from the server within {PATIENCE:?}");
+        client.wait(Some(left)).expect("the server runs");
+    }
+}
+
+/// Rings the last of the two vectors.
+#[track_caller]
+fn check_ring(from: &Client, to: &Client) {
+    from.ring(to.id(), 1).expect("the peer is connected");
+    let mut vector = to.vector(1).expect("each client has two vectors");
+    let rung = vector.wait(Some(PATIENCE)).expect("an eventfd can be read");
+    assert!(rung, "peer {} did not receive the ring of peer {}", to.id(), from.id());
+}
+
+/// The examples that need only this library.
+const EXAMPLES: [&str; 2] = ["event_loop", "epoll"];
+
 #[test]
-fn the_example_builds_and_runs_with_the_installed_shared_library() {
+fn the_examples_build_and_serve_with_the_installed_shared_library() {
     let tree = install();
     let flags = tree.pkg_config(&["--cflags", "--libs"]);
     assert!(flags.contains(&"-livshmem_server".into()), "{flags:?}");
     fs::remove_file(tree.path("usr/lib/libivshmem_server.a")).expect("it was there");
-    tree.build_and_serve(&flags);
-    assert!(words("ldd", &[tree.path("event_loop")]).contains(&"libivshmem_server.so.1".into()));
+    for example in EXAMPLES {
+        tree.build_and_serve(example, &flags);
+        let libraries = words("ldd", &[tree.path(example)]);
+        assert!(libraries.contains(&"libivshmem_server.so.1".into()), "{libraries:?}");
+    }
 }
 
 #[test]
-fn the_example_builds_and_runs_with_the_installed_static_library() {
+fn the_examples_build_and_serve_with_the_installed_static_library() {
     let tree = install();
     let flags = tree.pkg_config(&["--static", "--cflags", "--libs"]);
     fs::remove_file(tree.path("usr/lib/libivshmem_server.so")).expect("it was there");
     fs::remove_file(tree.path("usr/lib/libivshmem_server.so.1")).expect("it was there");
-    tree.build_and_serve(&flags);
+    for example in EXAMPLES {
+        tree.build_and_serve(example, &flags);
+    }
+}
+
+#[test]
+fn the_example_for_glib_builds_and_serves() {
+    need("pkg-config", "pkg-config");
+    let found = Command::new("pkg-config").args(["--exists", "glib-2.0"]).status();
+    assert!(
+        found.expect("pkg-config runs").success(),
+        "glib-2.0 is not installed; on Debian: apt-get install libglib2.0-dev"
+    );
+    let tree = install();
+    let mut flags = tree.pkg_config(&["--cflags", "--libs"]);
+    flags.extend(words("pkg-config", &["--cflags", "--libs", "glib-2.0"]));
+    tree.build_and_serve("glib", &flags);
+}
+
+#[test]
+fn every_c_example_is_run() {
+    let files = fs::read_dir(project("examples")).expect("a directory");
+    let names: BTreeSet<String> = files
+        .filter_map(|entry| entry.expect("an entry").file_name().into_string().ok())
+        .filter_map(|name| name.strip_suffix(".c").map(String::from))
+        .collect();
+    let run = EXAMPLES.into_iter().chain(["glib"]);
+    assert_eq!(names, run.map(String::from).collect());
+}
+
+/// `make deps` must install each package whose absence one of the tests in this directory reports.
+#[test]
+fn scripts_deps_names_every_package_that_a_test_asks_for() {
+    let deps = fs::read_to_string(project("scripts/deps")).expect("a script");
+    let known: BTreeSet<&str> = deps
+        .split_whitespace()
+        .filter_map(|word| word.split_once(':'))
+        .map(|pair| pair.1)
+        .collect();
+    let files = ["tests", "tests/c", "tests/common"].map(|directory| {
+        let entries = fs::read_dir(project(directory)).expect("a directory");
+        entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file())
+    });
+    let mut packages = BTreeSet::new();
+    for file in files.into_iter().flatten() {
+        let text = fs::read_to_string(&file).expect("text");
+        packages.extend(text.split(concat!("apt-get ", "install ")).skip(1).filter_map(package));
+        // The arguments of `need` are a command and its package.
+        let calls = text.split(concat!("need", "(\"")).skip(1);
+        packages.extend(
+            calls
+                .filter_map(|call| call.split_once("\", \"")?.1.split_once('"'))
+                .map(|pair| pair.0.to_owned()),
+        );
+    }
+    assert!(packages.contains("libglib2.0-dev") && packages.contains("pkg-config"), "{packages:?}");
+    for package in &packages {
+        assert!(known.contains(package.as_str()), "scripts/deps does not install {package}");
+    }
+}
+
+/// The name that a text begins with; none if it begins with a placeholder.
+fn package(text: &str) -> Option<String> {
+    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || "-.+".contains(c)));
+    let name = &text[..end.unwrap_or(text.len())];
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 #[test]
@@ -233,7 +338,7 @@ fn shipped(package: &str) -> BTreeSet<String> {
     list.lines().map(str::to_owned).collect()
 }
 
-/// Where the links of a Markdown text lead, those to other sites left out.
+/// The targets of the links in a Markdown text, without links to other sites.
 fn links(text: &str) -> Vec<&str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let local = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
@@ -269,6 +374,8 @@ fn the_package_has_what_building_and_installing_the_c_library_needs() {
         "include/ivshmem-server.h",
         "ivshmem-server.pc.in",
         "examples/event_loop.c",
+        "examples/epoll.c",
+        "examples/glib.c",
     ] {
         assert!(files.contains(file), "no {file} in {files:?}");
     }

@@ -19,7 +19,7 @@ use c::{Compiler, PRIVATE_LIBRARIES, expect_success, project, static_library};
 /// and ours.
 const DIFFERENCES: [(&str, &str); 1] = [
     // At close the reference tells those who are left of each one it closes.
-    ("a hears 2, end", "a hears, end"),
+    ("a receives 2, end", "a receives, end"),
 ];
 
 fn transcript(object: &Path, libraries: &[String]) -> Vec<String> {

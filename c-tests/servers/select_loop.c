@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A server on the C API with the loop that QEMU's program has, and as much of its command line as the tests of the
- * server's promises use: -F -v -S SOCKET -M NAME | -m DIRECTORY -l SIZE -n VECTORS. SIGTERM ends it, and so does an
- * error, with 1.
+ * A server on the C API with the loop of QEMU's program, and those of its options that the tests use:
+ * -F -v -S SOCKET -M NAME | -m DIRECTORY -l SIZE -n VECTORS. SIGTERM ends it with status 0, an error with 1.
  */
 #include <ivshmem-server.h>
 
@@ -52,7 +51,7 @@ int main(int argc, char **argv)
         default: return 1;
         }
     }
-    /* The signal comes only where select waits, so none is missed between two rounds. */
+    /* The signal is blocked except in pselect, so none is missed between two rounds. */
     sigemptyset(&term);
     sigaddset(&term, SIGTERM);
     sigprocmask(SIG_BLOCK, &term, &before);
@@ -79,7 +78,7 @@ int main(int argc, char **argv)
             status = 1;
             break;
         }
-        /* pselect lets no signal through while a descriptor is readable. */
+        /* pselect handles no signal while a descriptor is readable, so pending signals are handled here. */
         sigprocmask(SIG_SETMASK, &before, NULL);
         sigprocmask(SIG_BLOCK, &term, NULL);
     }

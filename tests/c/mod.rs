@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit};
 use tempfile::TempDir;
 
-/// What a static library of this crate needs besides; `tests/install.rs` asks rustc whether so.
+/// The system libraries that the static library needs; `tests/install.rs` compares them with rustc's list.
 pub(crate) const PRIVATE_LIBRARIES: [&str; 7] =
     ["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"];
 
-/// A C program may take long under valgrind on a busy machine; `alarm` ends it before.
+/// The time limit for a C program, which is slow under valgrind on a busy machine. Its own `alarm` is shorter.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A file of this project.
@@ -28,8 +28,8 @@ pub(crate) fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Has cargo build the C library in this test's profile, once, and returns where it lies. The
-/// library is no rlib, so `cargo test` alone does not build it.
+/// Builds the C library in this test's profile, once, and returns its path. The library is no rlib, so `cargo test`
+/// alone does not build it.
 fn built(name: &str) -> PathBuf {
     static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
         let test = std::env::current_exe().expect("a test knows its own file");
@@ -74,7 +74,7 @@ pub(crate) fn shared_directory() -> &'static Path {
 /// A compiler.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Compiler {
-    /// What the cc crate takes for C: `CC`, or cc.
+    /// The cc crate's choice: `CC`, or cc.
     Default,
     /// A command, and the Debian package that it is in.
     Named(&'static str, &'static str),
@@ -98,7 +98,7 @@ impl Compiler {
     }
 }
 
-/// Fails where a command is missing, and says where it is to be had.
+/// Fails if a command is missing, and names its package.
 #[track_caller]
 pub(crate) fn need(command: &str, package: &str) {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -139,7 +139,7 @@ pub(crate) fn run(program: &Path, mode: Mode) -> Output {
     let mut command = match mode {
         Mode::Valgrind => {
             need("valgrind", "valgrind");
-            // valgrind never lets its program have more than it has itself at the start.
+            // valgrind's program cannot have a larger limit than valgrind at its start.
             let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works");
             let mut command = Command::new("prlimit");
             command.arg(format!("--nofile={hard}:")).args([
@@ -167,7 +167,7 @@ pub(crate) fn run(program: &Path, mode: Mode) -> Output {
     expect_success(&mut command)
 }
 
-/// Runs a command to its end, which must be a good one and come in time.
+/// Runs a command, which must succeed within the time limit.
 #[track_caller]
 pub(crate) fn expect_success(command: &mut Command) -> Output {
     let output = finish(command);
@@ -184,7 +184,7 @@ pub(crate) fn expect_success(command: &mut Command) -> Output {
     output
 }
 
-/// Runs a command to its end, which must come in time.
+/// Runs a command, which must end within the time limit.
 #[track_caller]
 pub(crate) fn finish(command: &mut Command) -> Output {
     let out = tempfile::tempfile().expect("a temporary file");

@@ -21,6 +21,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg};
 
 use super::user::as_user;
+use super::daemon::Daemon;
 use super::view::{Ids, View};
 
 /// The most messages that one call reads.
@@ -324,4 +325,48 @@ fn read_some(
         }
     }
     Ok(())
+}
+
+/// Connects one client that stays, and clients of other users that use all other ids and leave. The one that stays has
+/// received their departures, so no id can be assigned again before it leaves. Returns its crowd, its number there, and
+/// how many ids each user got. The test must be root, and the server be [`for_all_users`](super::daemon::Builder).
+#[track_caller]
+pub(crate) fn use_all_ids(server: &Daemon) -> (Crowd, usize, Vec<usize>) {
+    let mut witness = Crowd::new(server.socket_path(), 1);
+    let number = witness.connect(true);
+    witness.read_greetings();
+    let mut used = 1;
+    let mut users = Vec::new();
+    // The last ids are reserved for users that hold few, so it takes several users.
+    for user in 1_000_001.. {
+        let before = used;
+        loop {
+            let many = 15.min(65_536 - used);
+            let mut crowd = Crowd::new(server.socket_path(), 1).of_user(user);
+            crowd.connect_many(many);
+            crowd.read_until("each client is admitted or refused", |crowd| {
+                let is_known = |&number: &usize| {
+                    crowd.view(number).is_greeting_complete() || crowd.is_ended(number)
+                };
+                crowd.numbers().iter().all(is_known)
+            });
+            let is_admitted = |&number: &usize| crowd.view(number).is_greeting_complete();
+            let admitted = crowd.numbers().into_iter().filter(is_admitted).count();
+            used += admitted;
+            witness.read_until("the witness receives the joins", |witness| {
+                witness.view(number).known().len() + witness.view(number).gone().len() == used
+            });
+            if admitted < many || used == 65_536 {
+                break;
+            }
+        }
+        users.push(used - before);
+        if used == 65_536 {
+            break;
+        }
+    }
+    witness.read_until("the witness receives all departures", |witness| {
+        witness.view(number).gone().len() == 65_535
+    });
+    (witness, number, users)
 }
