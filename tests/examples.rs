@@ -11,6 +11,10 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ivshmem::client::Client;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -35,7 +39,7 @@ impl Example {
         assert!(
             program.exists(),
             "{} is not there; `cargo test` builds it unless it is told of a --test: \
-             cargo build --workspace --examples",
+             cargo build --workspace --examples --all-features",
             program.display()
         );
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -114,6 +118,44 @@ fn a_server_in_mios_loop_serves_until_the_loop_ends() {
     ends_with_its_input("mio_server");
 }
 
+#[test]
+fn a_timer_in_tokios_loop_keeps_time_while_clients_connect_and_close_without_end() {
+    keeps_time("tokio_server");
+}
+
+#[test]
+fn a_timer_in_mios_loop_keeps_time_while_clients_connect_and_close_without_end() {
+    keeps_time("mio_server");
+}
+
+/// The server's timer of one second goes on, and the end of its input still ends it.
+#[track_caller]
+fn keeps_time(name: &str) {
+    let (mut example, socket) = Example::start(name, |dir| dir.join("socket"));
+    example.says("listening at ");
+    let stop = Arc::new(AtomicBool::new(false));
+    let churn = [(); 8].map(|()| {
+        let (stop, socket) = (Arc::clone(&stop), socket.clone());
+        thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                drop(UnixStream::connect(&socket));
+            }
+        })
+    });
+    let start = Instant::now();
+    thread::sleep(Duration::from_secs(3));
+    let ticks = example.output().matches("tick: ").count();
+    let end = Instant::now();
+    drop(example.child.stdin.take());
+    let status = wait_for_exit(&mut example.child, name);
+    let late = end.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    churn.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    assert!(ticks >= 2, "{ticks} ticks within {:?}", end - start);
+    assert!(status.success(), "{status}");
+    assert!(late < Duration::from_secs(5), "it ended {late:?} after its input");
+}
+
 #[track_caller]
 fn ends_with_its_input(name: &str) {
     let (mut example, socket) = serves(name);
@@ -124,10 +166,20 @@ fn ends_with_its_input(name: &str) {
 }
 
 #[test]
-fn a_client_counts_for_whoever_rings_it() {
+fn a_client_counts_its_interrupts_in_the_memory() {
+    counts_interrupts("client");
+}
+
+#[test]
+fn a_client_in_tokios_loop_counts_its_interrupts_in_the_memory() {
+    counts_interrupts("tokio_client");
+}
+
+#[track_caller]
+fn counts_interrupts(name: &str) {
     let daemon = Daemon::builder().vectors(2).start();
     let mut guest = Client::connect(daemon.socket_path()).expect("a server");
-    let (mut example, _) = Example::start("client", |_| daemon.socket_path().to_owned());
+    let (mut example, _) = Example::start(name, |_| daemon.socket_path().to_owned());
     example.says("peer 1, 1048576 bytes");
     wait_for("it joins", || {
         guest.dispatch().expect("it works");
@@ -161,6 +213,8 @@ fn the_library_alone_depends_on_nothing_that_only_the_programs_need() {
     };
     let direct = tree(&["--depth", "1"]);
     assert_eq!(direct, ["ivshmem", "libc", "log", "nix", "thiserror"].map(str::to_owned).into());
+    let with_tokio = tree(&["--depth", "1", "--features", "tokio"]);
+    assert_eq!(with_tokio.difference(&direct).collect::<Vec<_>>(), ["tokio"]);
     let whole = tree(&[]);
     let theirs = [
         "bitflags",

@@ -80,8 +80,13 @@
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//! One that is edge-triggered (tokio, mio) dispatches until `is_ready` says that nothing is
-//! left; `examples/tokio_server.rs` and `examples/mio_server.rs` are whole programs.
+//! A loop that reports changes only (edge-triggered, such as mio) dispatches until `is_ready` is
+//! false, and serves its other descriptors and timers between two dispatches:
+//! `examples/mio_server.rs` is a whole program. Without that, a client that connects and closes
+//! without end keeps the loop for ever.
+//!
+//! For tokio the feature `tokio` has `AsyncServer` and `AsyncClient`, which do all this:
+//! `examples/tokio_server.rs` and `examples/tokio_client.rs`.
 //!
 //! # What it does not do
 //! The library starts no thread, installs no signal handler, changes no limit, and prints
@@ -89,7 +94,8 @@
 //! and one for each vector of each client, so raise `RLIMIT_NOFILE` for many.
 //!
 //! # Requirements
-//! The library depends on libc, log, nix and thiserror only. Rust 1.85 or newer, Linux with glibc.
+//! The library depends on libc, log, nix and thiserror only, with the feature `tokio` also on tokio.
+//! Rust 1.85 or newer, Linux with glibc.
 
 pub mod client;
 #[doc(hidden)]
@@ -101,6 +107,8 @@ mod memory;
 mod protocol;
 mod server;
 mod sys;
+#[cfg(feature = "tokio")]
+mod tokio;
 
 pub use client::Client;
 pub use error::{Chain, Error, ErrorKind};
@@ -108,6 +116,8 @@ pub use listener::Error as ListenerError;
 pub use memory::{Error as MemoryError, MemorySource};
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
 pub use server::{Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper};
+#[cfg(feature = "tokio")]
+pub use tokio::{AsyncClient, AsyncServer};
 
 // The examples of the README are tests.
 #[cfg(doctest)]
