@@ -56,9 +56,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,17 +68,18 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use crate::sys;
 
 mod builder;
+mod connection;
 mod error;
 mod memory;
 mod peers;
-mod reader;
+mod untrusted;
 mod vector;
 
 pub use builder::Builder;
+use connection::Connection;
 pub use error::{Error, ErrorKind};
 pub use memory::Memory;
 use peers::{Change, PeerTable};
-use reader::Reader;
 pub use vector::{Doorbell, Vector};
 
 /// The epoll token of the server's socket; those of vectors are their numbers.
@@ -173,8 +172,7 @@ impl Peer {
 /// ```
 pub struct Client {
     /// None once disconnected.
-    socket: Option<UnixStream>,
-    reader: Reader,
+    connection: Option<Connection>,
     id: u16,
     memory: Memory,
     table: PeerTable,
@@ -218,7 +216,7 @@ impl Client {
         Builder::default()
     }
 
-    fn new(socket: UnixStream, reader: Reader, mut table: PeerTable) -> Result<Self, Error> {
+    fn new(connection: Connection, mut table: PeerTable) -> Result<Self, Error> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| Error::System {
             action: "make an epoll instance",
             source: errno.into(),
@@ -226,12 +224,12 @@ impl Client {
         let id = table.id.expect("a greeting is complete only with an id");
         let memory = table.memory.take().expect("and with the memory");
         let ready = vec![EpollEvent::empty(); READY];
-        let socket = Some(socket);
+        let connection = Some(connection);
         let in_progress = table.peers.iter().find(|(_, entry)| !entry.announced).map(|(&id, _)| id);
         let client =
-            Self { socket, reader, id, memory, table, in_progress, epoll: Arc::new(epoll), ready };
-        if let Some(socket) = &client.socket {
-            client.watch(socket.as_fd(), SERVER)?;
+            Self { connection, id, memory, table, in_progress, epoll: Arc::new(epoll), ready };
+        if let Some(connection) = &client.connection {
+            client.watch(connection.as_fd(), SERVER)?;
         }
         for (eventfd, token) in client.table.own.iter().zip(0..) {
             client.watch(eventfd.as_fd(), token)?;
@@ -263,12 +261,12 @@ impl Client {
 
     /// Whether there is still a server to tell of peers that come and go.
     pub fn is_connected(&self) -> bool {
-        self.socket.is_some()
+        self.connection.is_some()
     }
 
     /// The connection to the server, while there is one: for a log, not to read from.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.as_ref().map(AsFd::as_fd)
+        self.connection.as_ref().map(AsFd::as_fd)
     }
 
     /// The others, in the order of their ids.
@@ -403,7 +401,7 @@ impl Client {
             None => Ok(()),
         };
         if let Err(reason) = outcome {
-            if self.socket.is_some() {
+            if self.connection.is_some() {
                 self.close_connection();
                 events.push(Event::Disconnected { reason });
             }
@@ -414,8 +412,8 @@ impl Client {
     /// Takes note of what the server says.
     fn read_messages(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
         for _ in 0..TURN {
-            let Some(socket) = &self.socket else { return Ok(()) };
-            let Some(message) = self.reader.next(socket)? else { return Ok(()) };
+            let Some(connection) = &mut self.connection else { return Ok(()) };
+            let Some(message) = connection.next()? else { return Ok(()) };
             let change = self.table.apply(message)?;
             // That somebody left may be told between two vectors of a peer.
             let now = match change {
@@ -457,11 +455,11 @@ impl Client {
         }
     }
 
-    /// Ends the connection, even where a forked child still has a copy of its descriptor.
+    /// Ends the connection. A forked child may have a copy of its descriptor, so the epoll instance
+    /// would not forget it by itself.
     fn close_connection(&mut self) {
-        if let Some(socket) = self.socket.take() {
-            let _ = self.epoll.delete(&socket);
-            let _ = socket.shutdown(Shutdown::Both);
+        if let Some(connection) = self.connection.take() {
+            let _ = self.epoll.delete(&connection);
         }
     }
 }

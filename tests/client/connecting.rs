@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ivshmem::client::{Client, Error, Event};
+use ivshmem::client::{Client, Error, ErrorKind, Event};
 use nix::poll::{PollTimeout, poll};
 
 use super::{next, until};
@@ -50,6 +50,23 @@ fn a_client_that_drops_leaves_at_once() {
     drop(copy);
     assert!(one.peer(1).is_none());
     assert!(matches!(one.ring(1, 0), Err(Error::UnknownPeer { peer: 1 })));
+}
+
+#[test]
+fn a_client_that_the_server_refuses_says_so_and_where_the_reason_is() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("socket");
+    let server = ivshmem::Server::builder().socket_path(&path).id_space(1).start();
+    let mut server = server.expect("it starts");
+    let stopper = server.stopper().expect("an eventfd");
+    let serving = thread::spawn(move || server.run());
+    let _first = Client::connect(&path).expect("the only id");
+    let error = Client::connect(&path).map(drop).expect_err("no id is left");
+    stopper.stop();
+    serving.join().expect("no panic").expect("it serves");
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("the server refused this client"), "{error}");
+    assert!(error.to_string().contains("its log has the reason"), "{error}");
 }
 
 #[test]

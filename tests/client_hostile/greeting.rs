@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
-use ivshmem::client::Error;
+use ivshmem::client::{Error, ErrorKind};
 use nix::fcntl::OFlag;
 
 use super::{Wrong, alone, client, disconnected, eventfd, memory, refused, says};
@@ -16,10 +16,29 @@ use super::{Wrong, alone, client, disconnected, eventfd, memory, refused, says};
 #[test]
 fn a_wrong_version_is_an_error() {
     alone(|| {
-        for version in [1, -1, 7, i64::MAX, i64::MIN] {
+        for version in [2, -1, 7, i64::MAX, i64::MIN] {
             let error = refused(|server| server.say(version));
             assert!(matches!(error, Error::Version { version: v } if v == version), "{error:?}");
             says(&error, &["version", &version.to_string(), "knows 0"]);
+        }
+    });
+}
+
+#[test]
+fn a_refusal_by_the_server_is_an_error_of_its_own() {
+    alone(|| {
+        for (sent_before, value, what) in [
+            (0, 1, "the protocol version"),
+            (1, -2, "the client's id"),
+            (2, -2, "the shared memory"),
+        ] {
+            let error = refused(|server| {
+                [0, 3].iter().take(sent_before).for_each(|&value| server.say(value));
+                server.say(value);
+            });
+            assert!(matches!(error, Error::Refused { value: v, .. } if v == value), "{error:?}");
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            says(&error, &["refused this client", &value.to_string(), what, "its log"]);
         }
     });
 }
@@ -40,7 +59,7 @@ fn a_version_or_an_id_with_a_descriptor_is_an_error() {
 #[test]
 fn an_id_out_of_range_is_an_error() {
     alone(|| {
-        for id in [-1, -2, 65_536, i64::MAX, i64::MIN] {
+        for id in [-1, -3, 65_536, i64::MAX, i64::MIN] {
             let error = refused(|server| {
                 server.say(0);
                 server.say(id);

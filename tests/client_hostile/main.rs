@@ -9,6 +9,7 @@
 
 mod descriptors;
 mod greeting;
+mod lingering;
 mod peers;
 mod waiting;
 

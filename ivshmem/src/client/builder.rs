@@ -29,8 +29,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, 
 use nix::sys::time::TimeVal;
 
 use super::peers::{Change, PeerTable};
-use super::reader::Reader;
-use super::{Client, Error};
+use super::{Client, Connection, Error};
 use crate::sys::milliseconds;
 
 /// What a client is to be. Made by [`Client::builder`].
@@ -112,26 +111,26 @@ impl Builder {
     /// but those of a client that is connected.
     pub fn connect(&self, path: impl AsRef<Path>) -> Result<Client, Error> {
         let deadline = Instant::now().checked_add(self.limit);
-        self.greet(connect(path.as_ref(), self.limit, deadline)?, deadline)
+        let socket = connect(path.as_ref(), self.limit, deadline)?;
+        self.greet(Connection::new(socket.into()), deadline)
     }
 
-    /// Takes a stream socket that is connected to a server, of which nothing has been read.
-    /// It becomes non-blocking.
+    /// Takes a stream socket that is connected to a server, and of which nothing has been read.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn adopt(&self, socket: impl Into<OwnedFd>) -> Result<Client, Error> {
         let deadline = Instant::now().checked_add(self.limit);
-        let socket = UnixStream::from(socket.into());
-        socket
-            .set_nonblocking(true)
-            .map_err(|source| Error::System { action: "use the socket", source })?;
-        self.greet(socket, deadline)
+        let connection = Connection::new(socket.into());
+        self.greet(connection, deadline)
     }
 
     /// Without a deadline it waits for as long as it takes.
-    fn greet(&self, socket: UnixStream, deadline: Option<Instant>) -> Result<Client, Error> {
-        let mut reader = Reader::default();
+    fn greet(
+        &self,
+        mut connection: Connection,
+        deadline: Option<Instant>,
+    ) -> Result<Client, Error> {
         let mut table = PeerTable::default();
         // The server went on to tell of another peer after our own vectors.
         let mut passed = false;
@@ -143,7 +142,7 @@ impl Builder {
                 let missing = table.missing(self.vectors);
                 return Err(Error::Timeout { limit: self.limit, missing });
             }
-            if let Some(message) = reader.next(&socket)? {
+            if let Some(message) = connection.next()? {
                 last_message = Instant::now();
                 match table.apply(message)? {
                     Change::Peer(_) => passed = !table.own.is_empty(),
@@ -160,7 +159,7 @@ impl Builder {
                 break;
             }
             let time = left.into_iter().chain(quiet).min();
-            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, milliseconds(time)) {
                 Ok(0) if guessing && quiet == time => break,
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -176,7 +175,7 @@ impl Builder {
             // Of the others, who are still being told of, the caller hears when they are whole.
             entry.announced = entry.vectors.len() >= table.own.len();
         }
-        Client::new(socket, reader, table)
+        Client::new(connection, table)
     }
 
     fn check_memory(&self, table: &PeerTable) -> Result<(), Error> {

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use super::Error;
+use super::untrusted::Untrusted;
 use crate::sys::Mapping;
 
 /// A handle to the shared memory, which is mapped whole.
@@ -120,8 +121,8 @@ macro_rules! numbers {
 
 impl Memory {
     /// Maps the object that the server sent as the shared memory.
-    pub(super) fn new(descriptor: OwnedFd) -> Result<Self, Error> {
-        let stat = status(&descriptor)?;
+    pub(super) fn new(descriptor: Untrusted) -> Result<Self, Error> {
+        let stat = status(descriptor.as_fd())?;
         let kind = match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFREG if stat.st_size > 0 => None,
             SFlag::S_IFREG => Some("empty"),
@@ -134,6 +135,7 @@ impl Memory {
         if let Some(kind) = kind {
             return Err(Error::MemoryKind { kind });
         }
+        let descriptor = descriptor.keep();
         let failed = |action| move |source| Error::Memory { action, source };
         let len =
             usize::try_from(stat.st_size).map_err(|_| failed("map")(Errno::EOVERFLOW.into()))?;
@@ -169,7 +171,7 @@ impl Memory {
             return Ok(());
         }
         let mapped = self.len() as u64;
-        let size = u64::try_from(status(&self.0.descriptor)?.st_size).unwrap_or(0);
+        let size = u64::try_from(status(self.0.descriptor.as_fd())?.st_size).unwrap_or(0);
         if size < mapped { Err(Error::MemoryShrank { mapped, size }) } else { Ok(()) }
     }
 
@@ -231,6 +233,6 @@ impl AsRawFd for Memory {
     }
 }
 
-fn status(descriptor: &OwnedFd) -> Result<FileStat, Error> {
+fn status(descriptor: BorrowedFd<'_>) -> Result<FileStat, Error> {
     fstat(descriptor).map_err(|errno| Error::Memory { action: "look at", source: errno.into() })
 }

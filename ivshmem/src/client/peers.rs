@@ -11,10 +11,10 @@
 
 use std::collections::BTreeMap;
 
-use super::reader::Message;
+use super::connection::Message;
 use super::vector::Doorbell;
 use super::{Error, Memory};
-use crate::{MAX_VECTORS, PROTOCOL_VERSION};
+use crate::protocol::{MAX_VECTORS, MEMORY, PROTOCOL_VERSION, REFUSED_VALUE, REFUSED_VERSION};
 
 /// A peer, and whether the caller knows of it.
 #[derive(Debug, Default)]
@@ -92,24 +92,33 @@ impl PeerTable {
     pub(super) fn apply(&mut self, message: Message) -> Result<Change, Error> {
         let value = message.value;
         if !self.greeted {
-            if value != PROTOCOL_VERSION {
-                return Err(Error::Version { version: value });
+            const WHAT: &str = "the protocol version";
+            match value {
+                PROTOCOL_VERSION => message.bare(WHAT)?,
+                REFUSED_VERSION => return Err(Error::Refused { value, what: WHAT }),
+                version => return Err(Error::Version { version }),
             }
-            message.bare("the protocol version")?;
             self.greeted = true;
             return Ok(Change::Greeting);
         }
         let Some(own) = self.id else {
+            const WHAT: &str = "the client's id";
+            if value == REFUSED_VALUE {
+                return Err(Error::Refused { value, what: WHAT });
+            }
             let id = u16::try_from(value).map_err(|_| Error::Unexpected {
                 value,
                 expected: "the client's id (0 to 65535)",
             })?;
-            message.bare("the client's id")?;
+            message.bare(WHAT)?;
             self.id = Some(id);
             return Ok(Change::Greeting);
         };
-        if value == crate::protocol::MEMORY {
+        if value == MEMORY {
             return self.apply_memory(message);
+        }
+        if value == REFUSED_VALUE && !self.has_memory {
+            return Err(Error::Refused { value, what: "the shared memory" });
         }
         let peer = u16::try_from(value).map_err(|_| Error::Unexpected {
             value,

@@ -20,6 +20,7 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd;
 
 use super::Error;
+use super::untrusted::Untrusted;
 use crate::sys;
 
 /// A vector of a peer, to be rung. It may be cloned, and moved to another thread.
@@ -46,17 +47,15 @@ pub struct Doorbell(Arc<OwnedFd>);
 
 impl Doorbell {
     /// Takes a descriptor that came as a vector, if it is an eventfd. None if it is not.
-    pub(super) fn new(fd: OwnedFd) -> nix::Result<Option<Self>> {
-        // To write to what is no eventfd could block for ever, or raise a signal. No file,
-        // pipe or socket has a mode without a type, but an eventfd has.
-        if fstat(&fd)?.st_mode & SFlag::S_IFMT.bits() != 0 {
+    pub(super) fn new(fd: Untrusted) -> nix::Result<Option<Self>> {
+        if !is_eventfd(fd.as_fd())? {
             return Ok(None);
         }
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         if !flags.contains(OFlag::O_NONBLOCK) {
             fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
-        Ok(Some(Self(Arc::new(fd))))
+        Ok(Some(Self(Arc::new(fd.keep()))))
     }
 
     /// Interrupts the peer. A peer that sees the ring also sees what this thread wrote to the
@@ -94,6 +93,17 @@ impl Doorbell {
                 Err(errno) => return Err(cannot_ring(errno)),
             }
         }
+    }
+}
+
+/// Whether a descriptor is an eventfd. To write to anything else could block for ever, or raise a
+/// signal; to wait for an epoll instance or a timer could return at once for ever.
+fn is_eventfd(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    // A file has a path there, which begins with a slash. So no file can have this name.
+    match fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
+        Ok(name) => Ok(name.as_os_str() == "anon_inode:[eventfd]"),
+        // Without /proc it is enough that it is no file, pipe or socket: these have a type.
+        Err(_) => Ok(fstat(fd)?.st_mode & SFlag::S_IFMT.bits() == 0),
     }
 }
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Messages as they come out of a socket, whole, each with its own descriptors.
+//! The connection to a server: whole messages out of a socket, each with its own descriptors.
 //!
-//! A call asks for no more than the bytes that the message at hand still lacks, so a
-//! descriptor that comes with them can belong to no other message. What the message means,
-//! and whether it should have a descriptor, is for `peers` to know.
+//! A call asks for no more bytes than the current message lacks. So a descriptor that comes with
+//! them can belong to no other message. What a message means, and whether it should have a
+//! descriptor, is for `peers` to know.
 
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::Error;
+use super::untrusted::{Untrusted, shut_down};
 use crate::protocol::MESSAGE;
 use crate::sys;
 
@@ -19,7 +19,7 @@ use crate::sys;
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) value: i64,
-    fds: Vec<OwnedFd>,
+    fds: Vec<Untrusted>,
 }
 
 impl Message {
@@ -32,7 +32,7 @@ impl Message {
     }
 
     /// The one descriptor, if there is any.
-    pub(super) fn descriptor(mut self, what: &'static str) -> Result<Option<OwnedFd>, Error> {
+    pub(super) fn descriptor(mut self, what: &'static str) -> Result<Option<Untrusted>, Error> {
         match self.fds.len() {
             0 | 1 => Ok(self.fds.pop()),
             count => Err(Error::SurplusDescriptors { value: self.value, what, count, right: 1 }),
@@ -40,29 +40,38 @@ impl Message {
     }
 }
 
-/// The message that is being received.
-#[derive(Debug, Default)]
-pub(super) struct Reader {
+/// A connected socket, and the message that is being received from it.
+///
+/// Dropped, it is shut down, also where a forked child has a copy of the socket. Closing it does
+/// not sleep, whatever waits in it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: OwnedFd,
     bytes: [u8; MESSAGE],
     filled: usize,
-    fds: Vec<OwnedFd>,
+    fds: Vec<Untrusted>,
 }
 
-impl Reader {
-    /// The next message, without waiting; none if it is not there yet.
-    pub(super) fn next(&mut self, socket: &UnixStream) -> Result<Option<Message>, Error> {
+impl Connection {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self { socket, bytes: [0; MESSAGE], filled: 0, fds: Vec::new() }
+    }
+
+    /// The next message, without waiting. None if it is not complete yet.
+    pub(super) fn next(&mut self) -> Result<Option<Message>, Error> {
         loop {
-            let received = match sys::receive(socket.as_fd(), &mut self.bytes[self.filled..]) {
+            let buffer = &mut self.bytes[self.filled..];
+            let received = match sys::receive(self.socket.as_fd(), buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // An end like any other: it went with messages of ours unread.
+                // The server closed the connection, and had not read all that was sent to it.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Err(self.end());
                 }
                 Err(source) => return Err(Error::Receive { source }),
                 Ok(received) => received,
             };
-            self.fds.extend(received.fds);
+            self.fds.extend(received.fds.into_iter().map(Untrusted::new));
             if received.truncated {
                 return Err(Error::Truncated);
             }
@@ -83,5 +92,17 @@ impl Reader {
             0 => Error::Closed,
             bytes => Error::CutShort { bytes },
         }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        shut_down(self.socket.as_fd());
     }
 }
