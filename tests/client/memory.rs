@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::thread;
 
-use ivshmem::client::{Client, Error, Event, Vector};
+use ivshmem::client::{Client, Error, Event};
 use nix::sys::signal::Signal;
 
 use super::{next, until};
@@ -95,19 +95,6 @@ fn a_memory_handle_works_in_other_threads_while_the_client_waits_and_outlives_it
     let mut bytes = [0; BLOCK];
     memory.read(5, &mut bytes).expect("it is still mapped");
     assert!(bytes.iter().all(|byte| [1, 2].contains(byte)));
-}
-
-#[test]
-fn handles_can_be_sent_to_and_shared_with_other_threads() {
-    const fn check<T: Send + Sync>() {}
-    const {
-        check::<Client>();
-        check::<ivshmem::client::Memory>();
-        check::<ivshmem::client::Doorbell>();
-        check::<Vector>();
-        check::<Error>();
-        check::<Event>();
-    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::{MAX_VECTORS, PROTOCOL_VERSION};
 
-/// What sort of error an [`Error`] is: enough to decide whether to try again, and whom to ask.
+/// The kind of an [`Error`]. It tells whether another attempt makes sense, and where to look.
 ///
 /// ```
 /// use ivshmem::client::{Client, ErrorKind};
@@ -286,7 +286,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What sort of error it is.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::SocketPathLength { .. }
@@ -316,8 +316,18 @@ impl Error {
         }
     }
 
-    /// Whether the server closed the connection without an error before. Connecting again later
-    /// may help.
+    /// Whether the server just closed the connection, between two messages. A client that connects
+    /// again later may have success.
+    ///
+    /// ```
+    /// use ivshmem::client::{Client, Error};
+    ///
+    /// let (client, server) = std::os::unix::net::UnixStream::pair()?;
+    /// drop(server);
+    /// let error = Client::adopt(client).unwrap_err();
+    /// assert!(error.is_closed() && matches!(error, Error::Closed));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed)
     }

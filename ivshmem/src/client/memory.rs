@@ -164,6 +164,19 @@ impl Memory {
     /// Checks that the memory is still as large as the mapping. Sealed memory always is, and costs
     /// no system call.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # std::thread::spawn(move || server.run());
+    /// # let client = ivshmem::Client::connect(&path)?;
+    /// let memory = client.memory();
+    /// if !memory.is_sealed() {
+    ///     memory.check()?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::MemoryShrank`].
     pub fn check(&self) -> Result<(), Error> {
@@ -210,7 +223,22 @@ impl Memory {
     ///
     /// A slice of it is sound only while no thread, process or guest writes to that part of the
     /// memory (for a mutable slice: or reads it), and while the memory does not shrink. This
-    /// library cannot make sure of either.
+    /// library cannot make sure of either. A volatile access needs only that it does not shrink.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # std::thread::spawn(move || server.run());
+    /// # let client = ivshmem::Client::connect(&path)?;
+    /// let memory = client.memory();
+    /// memory.store_u8(7, 42)?;
+    /// memory.check()?;
+    /// // SAFETY: 7 is less than `len`, and the memory did not shrink.
+    /// let byte = unsafe { memory.as_ptr().add(7).read_volatile() };
+    /// assert_eq!(byte, 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn as_ptr(&self) -> *mut u8 {
         self.0.mapping.as_ptr()
     }
