@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The examples are run, not only built; and a Rust caller of the library gets nothing that only the programs need.
+//! Runs the examples, and checks that the library does not depend on what only the programs need.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -38,8 +38,7 @@ impl Example {
         let program = target.join("examples").join(name);
         assert!(
             program.exists(),
-            "{} is not there; `cargo test` builds it unless it is told of a --test: \
-             cargo build --workspace --examples --all-features",
+            "{} is not there; build it: cargo build --workspace --examples --all-features",
             program.display()
         );
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -77,7 +76,7 @@ impl Drop for Example {
     }
 }
 
-/// A server example serves peers that come and go, and a crowd that comes at once.
+/// Checks that a server example serves peers that join and leave, and 200 clients that join at once.
 #[track_caller]
 fn serves(name: &str) -> (Example, PathBuf) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
@@ -91,7 +90,7 @@ fn serves(name: &str) -> (Example, PathBuf) {
     assert_eq!(two.take_rung(), [1].into());
     drop(two);
     one.wait_for_departure(1);
-    // More messages than a socket holds, for one that does not read meanwhile.
+    // These are more messages than a socket holds, and the first client does not read meanwhile.
     let crowd: Vec<_> =
         (0..200).map(|_| UnixStream::connect(&socket).expect("it listens")).collect();
     one.wait_for_peer(201);

@@ -20,15 +20,17 @@ use crate::common::program::run;
 fn a_client_that_says_how_many_vectors_it_has_need_not_wait_for_quiet() {
     let daemon = Daemon::builder().vectors(4).start();
     let long = Duration::from_secs(3600);
-    // The quiet time would outlast the limit: whoever relies on it fails.
+    // The quiet time is longer than the time limit: a client that waits for it fails.
     let builder = Client::builder().quiet_time(long).connect_timeout(PATIENCE);
-    let first = builder.clone().vectors(4).connect(daemon.socket_path()).expect("it knows");
+    let first = builder.clone().vectors(4).connect(daemon.socket_path()).expect("4 vectors come");
     assert_eq!(first.vectors(), 4);
-    let second =
-        builder.clone().connect(daemon.socket_path()).expect("it sees how many the first has");
+    let second = builder
+        .clone()
+        .connect(daemon.socket_path())
+        .expect("it gets as many vectors as the first");
     assert_eq!(second.vectors(), 4);
-    let mut none = builder.vectors(0).connect(daemon.socket_path()).expect("it needs none");
-    until(&mut none, "the second is whole", |event| {
+    let mut none = builder.vectors(0).connect(daemon.socket_path()).expect("it needs no vector");
+    until(&mut none, "the second is complete", |event| {
         matches!(event, Event::Joined { peer: 1, vectors: 4 })
     });
     none.ring(1, 3).expect("the last of its vectors");
@@ -38,12 +40,12 @@ fn a_client_that_says_how_many_vectors_it_has_need_not_wait_for_quiet() {
 }
 
 #[test]
-fn a_client_that_drops_leaves_at_once() {
+fn a_client_that_is_dropped_leaves_at_once() {
     let daemon = Daemon::builder().start();
     let mut one = Client::connect(daemon.socket_path()).expect("the first");
     let two = Client::connect(daemon.socket_path()).expect("the second");
     assert!(matches!(next(&mut one)[..], [Event::Joined { peer: 1, .. }]));
-    // A copy of the socket, as a forked child would have it, keeps nobody here.
+    // A forked child could have a copy of the socket. The client leaves all the same.
     let copy = two.socket().expect("connected").try_clone_to_owned().expect("dup");
     drop(two);
     assert!(matches!(next(&mut one)[..], [Event::Left { peer: 1 }]));
@@ -70,7 +72,7 @@ fn a_client_that_the_server_refuses_says_so_and_where_the_reason_is() {
 }
 
 #[test]
-fn a_connected_socket_will_do_instead_of_a_path() {
+fn a_client_can_use_a_connected_socket_instead_of_a_path() {
     let daemon = Daemon::builder().vectors(2).start();
     let socket = UnixStream::connect(daemon.socket_path()).expect("a server");
     let client = Client::adopt(socket).expect("it greets");
@@ -78,7 +80,7 @@ fn a_connected_socket_will_do_instead_of_a_path() {
 }
 
 /// Runs one ignored test of this program as a process of its own. strace makes each of these calls
-/// (or those that `when` names) end like one that a signal interrupts after 10 ms.
+/// (or those that `when` names) fail after 10 ms, as if a signal had interrupted it.
 #[track_caller]
 fn passes_while_interrupted(call: &str, when: &str, test: &str) {
     let when = if when.is_empty() { String::new() } else { format!(":{when}") };
@@ -109,7 +111,7 @@ fn connects_while_signals_come() {
     assert!(start.elapsed() >= limit && start.elapsed() < PATIENCE, "{:?}", start.elapsed());
 }
 
-/// Each poll(2) but a thread's first is interrupted.
+/// Signals interrupt each poll(2) of a thread, except the first.
 #[test]
 fn signals_do_not_make_the_quiet_time_longer() {
     passes_while_interrupted("poll", "when=2+", "connecting::waits_for_quiet_while_signals_come");
@@ -123,7 +125,7 @@ fn waits_for_quiet_while_signals_come() {
     let mut server = ivshmem::Server::builder().socket_path(&path).start().expect("it starts");
     let stopper = server.stopper().expect("an eventfd");
     let serving = thread::spawn(move || server.run());
-    // The first is not interrupted, since the start of a program needs one.
+    // The first poll(2) is not interrupted, because the start of a program needs one.
     poll(&mut [], PollTimeout::ZERO).expect("it works");
     let limit = Duration::from_secs(5);
     let client = Client::builder().connect_timeout(limit).connect(&path);

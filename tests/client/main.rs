@@ -18,7 +18,7 @@ use ivshmem::client::{Client, Event};
 
 use crate::common::PATIENCE;
 
-/// Waits for what happens next.
+/// Waits for the next events.
 #[track_caller]
 fn next(client: &mut Client) -> Vec<Event> {
     let events = client.wait(Some(PATIENCE)).expect("it can wait");
@@ -26,7 +26,7 @@ fn next(client: &mut Client) -> Vec<Event> {
     events
 }
 
-/// Waits until an event comes that is looked for; the others are skipped.
+/// Waits for an event that `looked_for` accepts, and skips the others.
 #[track_caller]
 fn until(client: &mut Client, what: &str, looked_for: impl Fn(&Event) -> bool) {
     let end = Instant::now() + PATIENCE;

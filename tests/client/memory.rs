@@ -32,7 +32,8 @@ fn two_clients_share_the_memory_and_ring_each_other() {
     assert_eq!(one.memory().atomic_u64(8).expect("aligned").fetch_add(7, Ordering::AcqRel), 0);
     assert_eq!(two.memory().load_u64(8).expect("aligned"), 7);
     two.memory().store_u16(2, 0xabcd).expect("aligned");
-    let bytes = [one.memory().load_u8(2), one.memory().load_u8(3)].map(|byte| byte.expect("it"));
+    let bytes =
+        [one.memory().load_u8(2), one.memory().load_u8(3)].map(|byte| byte.expect("a byte"));
     assert_eq!(u16::from_ne_bytes(bytes), 0xabcd);
 
     for vector in 0..3 {
@@ -51,7 +52,10 @@ fn two_clients_share_the_memory_and_ring_each_other() {
         })
         .collect();
     assert_eq!(rung, (0..3).collect());
-    assert!(one.dispatch().expect("it works").is_empty(), "`all` is all others");
+    assert!(
+        one.dispatch().expect("it works").is_empty(),
+        "`ring_all` does not ring the client itself"
+    );
     two.ring_peer(1).expect("itself");
     assert_eq!(next(&mut two).len(), 3);
     drop((one, two));
@@ -61,7 +65,7 @@ fn two_clients_share_the_memory_and_ring_each_other() {
 #[test]
 fn a_memory_handle_works_in_other_threads_while_the_client_waits_and_outlives_it() {
     const ROUNDS: usize = 2000;
-    // Long enough for every way of copying, and not aligned.
+    // Long enough for each way of copying, and not a multiple of a word.
     const BLOCK: usize = 3001;
     let daemon = Daemon::builder().start();
     let mut client = Client::connect(daemon.socket_path()).expect("a server");
@@ -98,7 +102,7 @@ fn a_memory_handle_works_in_other_threads_while_the_client_waits_and_outlives_it
 }
 
 #[test]
-fn what_cannot_be_rung_or_reached_is_an_error_that_says_what_can() {
+fn an_unknown_peer_or_vector_and_a_wrong_offset_are_errors_with_the_right_values() {
     let daemon = Daemon::builder().vectors(2).start();
     let client = Client::connect(daemon.socket_path()).expect("a server");
     assert!(matches!(client.ring(7, 0), Err(Error::UnknownPeer { peer: 7 })));
@@ -120,11 +124,11 @@ fn what_cannot_be_rung_or_reached_is_an_error_that_says_what_can() {
     assert!(matches!(memory.load_u32(usize::MAX), Err(Error::MemoryBounds { .. })));
     assert!(matches!(memory.store_u32(2, 0), Err(Error::MemoryAlignment { offset: 2, size: 4 })));
     assert!(memory.load_u32(size - 4).is_ok());
-    memory.write(size, b"").expect("nothing lies everywhere");
+    memory.write(size, b"").expect("no bytes fit everywhere");
 }
 
 #[test]
-fn clients_go_on_without_a_server() {
+fn clients_work_without_a_server() {
     let mut daemon = Daemon::builder().start();
     let mut one = Client::connect(daemon.socket_path()).expect("the first");
     let mut two = Client::connect(daemon.socket_path()).expect("the second");
@@ -146,13 +150,13 @@ fn clients_go_on_without_a_server() {
 }
 
 #[test]
-fn sealed_memory_is_known_to_be_sealed() {
+fn a_client_knows_whether_its_memory_is_sealed() {
     let daemon = Daemon::builder().start();
     let client = Client::connect(daemon.socket_path()).expect("a server");
     assert!(!client.memory().is_sealed(), "a POSIX object can shrink");
     let daemon = Daemon::builder().arg("--memfd").start();
     let client = Client::connect(daemon.socket_path()).expect("a server");
     assert!(client.memory().is_sealed());
-    assert!(nix::unistd::ftruncate(client.memory(), 0).is_err(), "and is");
+    assert!(nix::unistd::ftruncate(client.memory(), 0).is_err(), "it cannot shrink");
     client.memory().check().expect("it is all there");
 }

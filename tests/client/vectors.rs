@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Vectors that are waited for, polled, taken out of the client, and given back.
+//! Vectors: waiting, polling, taking them out of the client and giving them back.
 
 #![forbid(unsafe_code)]
 
@@ -38,7 +38,7 @@ fn a_client_is_one_descriptor_that_is_readable_when_something_happened() {
 }
 
 #[test]
-fn a_wait_ends_with_its_time() {
+fn a_wait_ends_when_its_time_is_up() {
     let daemon = Daemon::builder().start();
     let mut client = Client::connect(daemon.socket_path()).expect("a server");
     let time = Duration::from_millis(50);
@@ -58,7 +58,7 @@ fn a_vector_and_a_doorbell_work_in_threads_of_their_own() {
     let mut one = Client::connect(daemon.socket_path()).expect("the first");
     let two = Client::connect(daemon.socket_path()).expect("the second");
     assert!(matches!(next(&mut one)[..], [Event::Joined { peer: 1, .. }]));
-    // Both with looking first and with sleeping at once, and often enough for both to be used.
+    // With polling and without. The rounds are enough for both ways to be used.
     for spin in [Duration::ZERO, Duration::from_micros(20)] {
         const ROUNDS: usize = 2000;
         let mut ping = one.vector(1).expect("it has two").spin(spin);
@@ -80,7 +80,7 @@ fn a_vector_and_a_doorbell_work_in_threads_of_their_own() {
 }
 
 #[test]
-fn a_ring_is_seen_once_by_the_client_or_by_the_vector_that_was_taken() {
+fn an_interrupt_is_reported_once_by_the_client_or_by_the_vector_that_was_taken() {
     let daemon = Daemon::builder().start();
     let mut client = Client::connect(daemon.socket_path()).expect("a server");
     let ring = |client: &Client| client.ring(0, 0).expect("itself");
@@ -94,7 +94,7 @@ fn a_ring_is_seen_once_by_the_client_or_by_the_vector_that_was_taken() {
     ring(&client);
     let mut vector = client.vector(0).expect("it has one").spin(Duration::ZERO);
     assert!(matches!(client.vector(0), Err(Error::VectorTaken { vector: 0 })));
-    assert_eq!(rung(&mut client), 0, "it is the vector's now, and so is what was not seen");
+    assert_eq!(rung(&mut client), 0, "the vector reports it, as the client has not");
     let waits = |vector: &mut Vector| vector.wait(Some(Duration::ZERO)).expect("it can look");
     assert!(waits(&mut vector));
     assert!(!waits(&mut vector), "once");
@@ -103,33 +103,34 @@ fn a_ring_is_seen_once_by_the_client_or_by_the_vector_that_was_taken() {
     }
     assert!(waits(&mut vector), "several at once are one");
     assert!(!waits(&mut vector));
-    assert_eq!(vector.take().expect("it can look"), 4, "how often, it says when asked");
+    assert_eq!(vector.take().expect("it can look"), 4, "`take` tells how many");
     assert_eq!(vector.take().expect("it can look"), 0);
     ring(&client);
     assert_eq!(vector.take().expect("it can look"), 1);
-    assert!(!waits(&mut vector), "what was taken is not waited for");
+    assert!(!waits(&mut vector), "a wait does not report what was taken");
     ring(&client);
     assert!(waits(&mut vector));
     drop(vector);
-    assert_eq!(rung(&mut client), 0, "what was waited for was seen");
+    assert_eq!(rung(&mut client), 0, "the wait has reported it");
     let mut vector = client.vector(0).expect("it is free again");
     assert!(!waits(&mut vector));
     ring(&client);
     drop(vector);
-    assert_eq!(rung(&mut client), 1, "what nobody saw is the client's again");
+    assert_eq!(rung(&mut client), 1, "the client reports what the vector did not");
     let vector = client.vector(0).expect("it is free again");
     ring(&client);
     drop(vector);
-    assert_eq!(rung(&mut client), 1, "also of a vector that never waited");
-    // One that outlives its client has nowhere to go back to, and does not mind.
+    assert_eq!(rung(&mut client), 1, "also after a vector that never waited");
+    // A vector may outlive its client.
     let vector = client.vector(0).expect("it is free again");
     drop(client);
     drop(vector);
 }
 
-/// strace makes each read of a vector take half a second, so that it comes when the dropped vector has looked already.
+/// strace makes each read of a vector take half a second. So the interrupt comes when the dropped vector has polled
+/// already, and has not read yet.
 #[test]
-fn a_ring_while_a_vector_is_dropped_is_not_lost() {
+fn an_interrupt_while_a_vector_is_dropped_is_not_lost() {
     let slowly = "-f -qq -o /dev/null -e trace=preadv2 -e inject=preadv2:delay_enter=500000";
     let ended = run(Command::new("strace")
         .args(slowly.split(' '))
@@ -158,7 +159,7 @@ fn drops_a_vector_while_it_is_rung() {
 }
 
 #[test]
-fn a_vector_that_is_taken_for_long_can_still_be_waited_for() {
+fn a_vector_that_was_read_many_times_can_still_be_waited_for() {
     let daemon = Daemon::builder().start();
     let client = Client::connect(daemon.socket_path()).expect("a server");
     let mut vector = client.vector(0).expect("it has one");
@@ -173,14 +174,17 @@ fn a_vector_that_is_taken_for_long_can_still_be_waited_for() {
             assert_eq!(vector.take().expect("it can look"), 1);
         }
         client.ring(0, 0).expect("itself");
-        assert!(vector.wait(Some(PATIENCE)).expect("it can wait"), "what was not taken");
+        assert!(
+            vector.wait(Some(PATIENCE)).expect("it can wait"),
+            "an interrupt after the last `take`"
+        );
         assert!(!vector.wait(Some(Duration::ZERO)).expect("it can look"), "once");
         assert_eq!(vector.take().expect("it can look"), 1);
     }
 }
 
 #[test]
-fn a_vector_that_somebody_filled_up_is_rung_again() {
+fn a_vector_that_a_peer_filled_up_still_reports_interrupts() {
     let daemon = Daemon::builder().start();
     let client = Client::connect(daemon.socket_path()).expect("a server");
     let doorbell = client.doorbell(0, 0).expect("its own");

@@ -31,7 +31,7 @@ fn a_vector_with_two_descriptors_is_an_error() {
             matches!(error, Error::SurplusDescriptors { value: 3, count: 2, right: 1, .. }),
             "{error:?}"
         );
-        // The same, with each half of the message bringing one.
+        // The same, with one descriptor in each half of the message.
         let error = refused(|server| {
             server.greet();
             server.bytes(&3i64.to_le_bytes()[..4], &[two[0].as_fd()]);
@@ -63,7 +63,7 @@ fn with_no_descriptor_left_it_is_an_error_that_names_the_limit() {
         server.greet();
         server.vectors(3, 1);
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-        // One more can be opened, and that will be the memory; a vector cannot.
+        // One more descriptor can be opened. The memory gets it, and the vector gets none.
         let next = File::open("/").expect("one can be opened").as_raw_fd();
         setrlimit(Resource::RLIMIT_NOFILE, u64::try_from(next).expect("a number") + 1, hard)
             .expect("a lower limit");
@@ -108,27 +108,27 @@ fn a_blocking_eventfd_is_made_non_blocking() {
         server.give(3, &blocking);
         let client = client().vectors(1).adopt(socket).expect("a right greeting");
         assert_eq!(client.vector(0).expect("it has one").take().expect("an eventfd"), 0);
-        // A full one is as good as rung, and nobody waits for room in it.
+        // A full eventfd counts as rung, and the client does not wait for room in it.
         blocking.write(u64::MAX - 1).expect("there is room");
         client.ring(3, 0).expect("it does not wait");
-        assert_eq!(client.vector(0).expect("it has one").take().expect("it"), u64::MAX - 1);
+        assert_eq!(client.vector(0).expect("it has one").take().expect("an eventfd"), u64::MAX - 1);
     });
 }
 
 #[test]
-fn a_vector_that_was_made_blocking_later_is_looked_at_without_waiting() {
+fn a_vector_that_was_made_blocking_later_does_not_block_the_client() {
     alone(|| {
         let (server, socket) = Wrong::pair();
         let shared = eventfd();
         server.greet();
         server.give(3, &shared);
         let mut client = client().vectors(1).adopt(socket).expect("a right greeting");
-        // As QEMU does to each that it receives, for a moment.
+        // QEMU does this to each eventfd that it receives, for a moment.
         fcntl(&shared, FcntlArg::F_SETFL(OFlag::empty())).expect("it is an open file");
         let vector = client.vector(0).expect("it has one");
         assert_eq!(vector.take().expect("it does not wait"), 0);
-        assert!(!vector.spin(SHORT).wait(Some(SHORT)).expect("nor for ever"));
-        assert!(client.dispatch().expect("nor here").is_empty());
+        assert!(!vector.spin(SHORT).wait(Some(SHORT)).expect("it ends in time"));
+        assert!(client.dispatch().expect("it does not wait").is_empty());
         shared.write(2).expect("there is room");
         let events = client.dispatch().expect("it works");
         assert!(matches!(events[..], [Event::Rung { vector: 0, count: 2 }]), "{events:?}");
@@ -141,7 +141,7 @@ fn more_vectors_than_msix_has_are_an_error() {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
         let (server, socket) = Wrong::pair();
-        // They do not fit in the socket, so somebody has to go on sending.
+        // They do not fit in the socket, so a thread sends them.
         let sending = thread::spawn(move || {
             server.greet();
             let one = eventfd();
@@ -171,10 +171,10 @@ fn a_doorbell_that_is_full_and_blocking_does_not_block_the_client() {
         let (done, waits) = std::sync::mpsc::channel();
         let ringing = thread::spawn(move || done.send(doorbell.ring().is_ok()));
         let rung = waits.recv_timeout(PATIENCE);
-        // So that the thread ends in any case.
+        // With room in the eventfd, the thread ends also if the test fails.
         let count = shared.read().expect("it is full");
         assert_eq!((rung, count), (Ok(true), u64::MAX - 1));
-        ringing.join().expect("no panic").expect("it was heard");
+        ringing.join().expect("no panic").expect("the receiver exists");
         client.ring(7, 0).expect("blocking, but not full");
         assert_eq!(shared.read(), Ok(1));
     });

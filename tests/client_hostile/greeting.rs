@@ -170,7 +170,7 @@ fn memory_that_shrinks_later_is_an_error_and_not_a_sigbus() {
         let client = client().vectors(1).adopt(socket).expect("a right greeting");
         client.memory().write(1 << 19, b"there").expect("it is there");
         assert!(!client.memory().is_sealed());
-        object.set_len(4096).expect("nothing keeps it from shrinking");
+        object.set_len(4096).expect("it is not sealed");
         let mut bytes = [0; 5];
         for error in [
             client.memory().check().unwrap_err(),
@@ -187,7 +187,7 @@ fn memory_that_shrinks_later_is_an_error_and_not_a_sigbus() {
 }
 
 #[test]
-fn a_server_that_ends_in_the_middle_is_an_error() {
+fn a_server_that_ends_during_the_greeting_is_an_error() {
     alone(|| {
         for length in 0..8 {
             let error = refused(|server| {
@@ -211,7 +211,7 @@ fn a_server_that_ends_in_the_middle_is_an_error() {
 }
 
 #[test]
-fn messages_that_come_byte_by_byte_are_whole_messages() {
+fn messages_that_come_byte_by_byte_are_understood() {
     alone(|| {
         let (server, socket) = Wrong::pair();
         let sending = thread::spawn(move || {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The client against servers that are wrong, late or hostile: an error that says what, no panic, no descriptor left
-//! over, no endless wait.
+//! The client with servers that are faulty, slow or hostile: it reports a clear error, does not panic, leaks no
+//! descriptor and does not wait without end.
 //!
 //! The server is one end of a socket pair with messages written by hand. Every test counts the descriptors of this
 //! process, so they run one after another.
@@ -25,22 +25,22 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-/// How long a thing that needs a moment may take on a busy machine.
+/// The time limit for an action that takes a moment; long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The greeting may take this long where it is to fail for being late.
+/// The time limit of a greeting that is meant to be too slow.
 const SHORT: Duration = Duration::from_millis(300);
 
-/// Runs a test alone, and checks that it leaves no descriptor over.
+/// Runs a test while no other runs, and checks that it leaks no descriptor.
 fn alone(test: impl FnOnce()) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = descriptors();
     test();
-    assert_eq!(descriptors(), before, "descriptors left over");
+    assert_eq!(descriptors(), before, "the test leaked descriptors");
 }
 
-/// What each descriptor of this process is, the one that reads the directory excepted.
+/// The descriptors of this process and what they are, without the one that reads the directory.
 fn descriptors() -> Vec<String> {
     let entries = std::fs::read_dir("/proc/self/fd").expect("Linux with /proc");
     let mut all: Vec<_> = entries
@@ -54,7 +54,7 @@ fn descriptors() -> Vec<String> {
     all
 }
 
-/// The server's end.
+/// A faulty server: its end of the socket pair.
 struct Wrong(UnixStream);
 
 impl Wrong {
@@ -109,13 +109,13 @@ fn client() -> Builder {
     Client::builder().connect_timeout(PATIENCE)
 }
 
-/// What a client that has this many vectors makes of what the server says before it goes.
+/// The error of a client that wants one vector, after `speak` was sent and the server closed.
 fn refused(speak: impl FnOnce(&Wrong)) -> Error {
     let (server, socket) = Wrong::pair();
     speak(&server);
     match client().vectors(1).adopt(socket) {
         Err(error) => error,
-        Ok(client) => panic!("it took that for a greeting: {client:?}"),
+        Ok(client) => panic!("the client accepted this greeting: {client:?}"),
     }
 }
 
@@ -127,7 +127,7 @@ fn connected() -> (Wrong, Client) {
     (server, client().vectors(1).adopt(socket).expect("a right greeting"))
 }
 
-/// How a connected client ends after what the server says.
+/// The events of a connected client, and the reason of its disconnection, after `speak` was sent.
 fn disconnected(speak: impl FnOnce(&Wrong)) -> (Vec<Event>, Error) {
     let (server, mut client) = connected();
     speak(&server);
@@ -142,7 +142,7 @@ fn disconnected(speak: impl FnOnce(&Wrong)) -> (Vec<Event>, Error) {
     }
     assert!(!client.is_connected());
     assert!(client.dispatch().expect("it still works").is_empty(), "it comes once");
-    // What needs no server still works.
+    // All that needs no server still works.
     client.ring(3, 0).expect("its own vector");
     assert!(matches!(client.dispatch().as_deref(), Ok([Event::Rung { vector: 0, count: 1 }])));
     client.memory().write(0, b"x").expect("the memory is there");
@@ -152,7 +152,7 @@ fn disconnected(speak: impl FnOnce(&Wrong)) -> (Vec<Event>, Error) {
     }
 }
 
-/// Checks what an error says: the thing, its value, what would be right.
+/// Checks that the text of an error has all these parts.
 #[track_caller]
 fn says(error: &Error, parts: &[&str]) {
     let text = error.to_string();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What a server tells of peers, in every order, and when a greeting is complete.
+//! Messages about peers, in every order, and the end of the greeting.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ use super::{
 };
 
 #[test]
-fn the_leaving_of_who_was_not_here_is_an_error() {
+fn the_departure_of_an_unknown_peer_is_an_error() {
     alone(|| {
         let error = refused(|server| {
             server.greet();
@@ -36,7 +36,7 @@ fn the_leaving_of_who_was_not_here_is_an_error() {
 }
 
 #[test]
-fn the_leaving_of_oneself_is_an_error() {
+fn the_departure_of_the_client_itself_is_an_error() {
     alone(|| {
         let (_, error) = disconnected(|server| server.say(3));
         assert!(matches!(error, Error::SelfLeft { peer: 3 }), "{error:?}");
@@ -70,7 +70,7 @@ fn the_greeting_is_complete_when_the_server_goes_on_to_another_peer() {
         let long = Duration::from_secs(3600);
         let mut client = client().quiet_time(long).adopt(socket).expect("a right greeting");
         assert_eq!(client.vectors(), 2);
-        assert!(client.dispatch().expect("it works").is_empty(), "half of a peer is no news");
+        assert!(client.dispatch().expect("it works").is_empty(), "half of a peer is no event");
         server.vectors(4, 1);
         let events = client.wait(Some(PATIENCE)).expect("it can wait");
         assert!(matches!(events[..], [Event::Joined { peer: 4, vectors: 2 }]), "{events:?}");
@@ -78,7 +78,7 @@ fn the_greeting_is_complete_when_the_server_goes_on_to_another_peer() {
 }
 
 #[test]
-fn a_peer_that_left_before_it_was_whole_says_nothing_about_how_many_there_are() {
+fn a_peer_that_left_before_it_was_complete_does_not_show_the_number_of_vectors() {
     alone(|| {
         let (server, socket) = Wrong::pair();
         server.greet();
@@ -93,7 +93,7 @@ fn a_peer_that_left_before_it_was_whole_says_nothing_about_how_many_there_are() 
 }
 
 #[test]
-fn a_peer_with_fewer_vectors_has_joined_when_the_next_one_comes() {
+fn a_peer_with_fewer_vectors_is_complete_when_the_next_peer_comes() {
     alone(|| {
         let (server, socket) = Wrong::pair();
         server.greet();
@@ -113,7 +113,7 @@ fn a_peer_with_fewer_vectors_has_joined_when_the_next_one_comes() {
 }
 
 #[test]
-fn a_goodbye_between_two_vectors_of_a_peer_does_not_make_it_whole() {
+fn a_departure_between_two_vectors_of_a_peer_does_not_complete_the_peer() {
     alone(|| {
         let (server, socket) = Wrong::pair();
         server.greet();
@@ -156,7 +156,7 @@ fn a_greeting_costs_the_same_for_each_message_however_many_peers_there_are() {
         });
         let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
         let before = clock.now().expect("a clock");
-        // It is not told how many vectors there are, so each message may complete the greeting.
+        // The client does not know how many vectors there are, so each message may complete the greeting.
         let client = client().connect_timeout(6 * PATIENCE).adopt(socket);
         let took = Duration::from(clock.now().expect("a clock") - before);
         assert_eq!(client.as_ref().map(|client| client.peers().len()).ok(), Some(PEERS.into()));
@@ -167,16 +167,16 @@ fn a_greeting_costs_the_same_for_each_message_however_many_peers_there_are() {
 }
 
 #[test]
-fn a_client_never_says_a_word_to_the_server() {
+fn a_client_never_sends_anything_to_the_server() {
     alone(|| {
         let (server, mut client) = connected();
         server.vectors(7, 1);
         client.wait(Some(PATIENCE)).expect("it works");
-        client.ring_all().expect("they are there");
+        client.ring_all().expect("both peers are known");
         drop(client);
         let mut left = Vec::new();
         let read = std::io::Read::read_to_end(&mut &server.0, &mut left);
         assert_eq!(read.expect("its end"), 0);
-        assert!((&server.0).write(&[0]).is_err(), "and it is gone");
+        assert!((&server.0).write(&[0]).is_err(), "the client closed the connection");
     });
 }

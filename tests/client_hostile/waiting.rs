@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A server that does not answer, or never ends its answer, costs the client its time limit and no more.
+//! A server that does not answer, or never ends its greeting, keeps the client for its time limit and no longer.
 
 #![forbid(unsafe_code)]
 
@@ -16,11 +16,11 @@ use nix::sys::socket::{Backlog, ControlMessage, MsgFlags, sendmsg};
 
 use super::{PATIENCE, SHORT, Wrong, alone, client, eventfd, says};
 
-/// What a server says before it falls silent, and what is missing then.
+/// The messages of a server that then sends nothing more, and what is missing.
 type Stage = (&'static dyn Fn(&Wrong), &'static str);
 
 #[test]
-fn a_server_that_says_nothing_is_an_error_in_time() {
+fn a_server_that_sends_nothing_more_gives_a_timeout() {
     alone(|| {
         let stages: [Stage; 5] = [
             (&|_| (), "protocol version"),
@@ -46,7 +46,7 @@ fn a_server_that_says_nothing_is_an_error_in_time() {
             speak(&server);
             let start = Instant::now();
             let error = client().vectors(2).connect_timeout(SHORT).adopt(socket).unwrap_err();
-            assert!(start.elapsed() >= SHORT, "it waits as long as it may");
+            assert!(start.elapsed() >= SHORT, "it waits for the whole time");
             assert!(start.elapsed() < PATIENCE, "and no longer");
             assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
             says(&error, &[missing, "300ms"]);
@@ -55,7 +55,7 @@ fn a_server_that_says_nothing_is_an_error_in_time() {
 }
 
 #[test]
-fn a_server_that_never_ends_its_greeting_is_an_error_in_time() {
+fn a_server_that_never_ends_its_greeting_gives_a_timeout() {
     alone(|| {
         let (server, socket) = Wrong::pair();
         let sending = thread::spawn(move || {
@@ -65,7 +65,7 @@ fn a_server_that_never_ends_its_greeting_is_an_error_in_time() {
             let parts = [IoSlice::new(&[7, 0, 0, 0, 0, 0, 0, 0])];
             let number = [one.as_raw_fd()];
             let rights = [ControlMessage::ScmRights(&number)];
-            // A peer that joins and leaves for ever, until the client has enough.
+            // A peer joins and leaves until the client gives up.
             for turn in 0u64.. {
                 let rights = if turn % 2 == 0 { &rights[..] } else { &[] };
                 let flags = MsgFlags::MSG_NOSIGNAL;
@@ -81,13 +81,13 @@ fn a_server_that_never_ends_its_greeting_is_an_error_in_time() {
 }
 
 #[test]
-fn a_server_that_does_not_accept_is_an_error_in_time() {
+fn a_server_that_does_not_accept_gives_a_timeout() {
     alone(|| {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).expect("a socket");
         nix::sys::socket::listen(&listener, Backlog::new(0).expect("0 is one")).expect("listen");
-        let _queued = UnixStream::connect(&path).expect("the one that may wait");
+        let _queued = UnixStream::connect(&path).expect("the queue has room for one");
         let error = client().connect_timeout(SHORT).connect(&path).unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
         says(&error, &["the acceptance of the connection"]);
@@ -95,7 +95,7 @@ fn a_server_that_does_not_accept_is_an_error_in_time() {
 }
 
 #[test]
-fn a_path_that_cannot_be_is_an_error() {
+fn an_impossible_path_is_an_error() {
     alone(|| {
         let long = "x".repeat(108);
         assert!(matches!(Client::connect(&long), Err(Error::SocketPathLength { .. })));
@@ -111,7 +111,7 @@ fn a_path_that_cannot_be_is_an_error() {
 }
 
 #[test]
-fn a_client_may_wait_for_ever() {
+fn a_client_may_have_no_time_limit() {
     alone(|| {
         let (server, socket) = Wrong::pair();
         server.greet();
