@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A service for guests: when vector 0 is interrupted, it adds 1 to the 32-bit number at offset 0 of
-//! the memory, and interrupts all peers.
+//! A service for guests: when vector 0 is interrupted, it adds 1 to the 32-bit number at offset 0
+//! of the memory, and interrupts all peers.
 //!
 //! `cargo run --example client -- /tmp/ivshmem_socket`
 

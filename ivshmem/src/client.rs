@@ -56,9 +56,9 @@
 //! - After the greeting both are reported once, as [`Event::Disconnected`]. So is the ordinary end
 //!   of a server. A client without a server still has the memory, can interrupt the peers that it
 //!   knew, and is interrupted by them.
-//! - A descriptor that the client does not use cannot make it block when it is closed, such as a TCP
-//!   socket with `SO_LINGER`. Files of FUSE and of network file systems, and some devices, are an
-//!   exception.
+//! - A descriptor that the client does not use cannot make it block when it is closed, such as a
+//!   TCP socket with `SO_LINGER`. Files of FUSE and of network file systems, and some devices, are
+//!   an exception.
 
 #![forbid(unsafe_code)]
 
@@ -125,6 +125,9 @@ const READY: usize = 64;
 pub struct Client {
     /// None once disconnected.
     connection: Option<Connection>,
+    /// A connection that ended with a message whose descriptors did not fit. To close it could
+    /// sleep, until this client has closed its other descriptors.
+    unread: Option<Connection>,
     id: u16,
     memory: Memory,
     table: PeerTable,
@@ -189,8 +192,17 @@ impl Client {
         let ready = vec![EpollEvent::empty(); READY];
         let connection = Some(connection);
         let in_progress = table.peers.iter().find(|(_, entry)| !entry.announced).map(|(&id, _)| id);
-        let client =
-            Self { connection, id, memory, table, in_progress, epoll: Arc::new(epoll), ready };
+        let unread = None;
+        let client = Self {
+            connection,
+            unread,
+            id,
+            memory,
+            table,
+            in_progress,
+            epoll: Arc::new(epoll),
+            ready,
+        };
         if let Some(connection) = &client.connection {
             client.watch(connection.as_fd(), SERVER)?;
         }
@@ -277,8 +289,8 @@ impl Client {
         self.table.vector(peer, vector).cloned()
     }
 
-    /// Takes one of the client's own vectors out of it, to wait for interrupts on this vector alone.
-    /// Until the [`Vector`] is dropped, the client does not report these interrupts.
+    /// Takes one of the client's own vectors out of it, to wait for interrupts on this vector
+    /// alone. Until the [`Vector`] is dropped, the client does not report these interrupts.
     ///
     /// # Errors
     /// [`Error::UnknownVector`]; [`Error::VectorTaken`] while there is a [`Vector`] for it.
@@ -382,7 +394,7 @@ impl Client {
         };
         if let Err(reason) = outcome {
             if self.connection.is_some() {
-                self.close_connection();
+                self.close_connection(matches!(reason, Error::Truncated));
                 events.push(Event::Disconnected { reason });
             }
         }
@@ -437,9 +449,13 @@ impl Client {
 
     /// Ends the connection. A forked child may have a copy of its descriptor, so the epoll instance
     /// would not forget it by itself.
-    fn close_connection(&mut self) {
+    fn close_connection(&mut self, keep_unread: bool) {
         if let Some(connection) = self.connection.take() {
             let _ = self.epoll.delete(&connection);
+            if keep_unread {
+                connection.shut_down();
+                self.unread = Some(connection);
+            }
         }
     }
 }
@@ -460,6 +476,8 @@ impl AsRawFd for Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.close_connection();
+        // The descriptors of the peers go first, so that those in unread messages fit.
+        self.table = PeerTable::default();
+        self.close_connection(false);
     }
 }

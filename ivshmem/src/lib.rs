@@ -95,8 +95,8 @@
 //! raise the limit `RLIMIT_NOFILE`.
 //!
 //! # Requirements
-//! The library depends on libc, log, nix and thiserror only, with the feature `tokio` also on tokio.
-//! Rust 1.85 or newer, Linux with glibc.
+//! The library depends on libc, log, nix and thiserror only; with the feature `tokio`, also on
+//! tokio. Rust 1.85 or newer, Linux with glibc.
 
 pub mod client;
 #[doc(hidden)]

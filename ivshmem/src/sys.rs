@@ -12,7 +12,7 @@ mod send;
 
 pub(crate) use eventfd::take_count;
 pub(crate) use mapping::Mapping;
-pub(crate) use receive::receive;
+pub(crate) use receive::{RECEIVE_FDS, Received, peek, receive};
 pub(crate) use send::{Run, SendBuffer};
 
 use std::os::fd::AsRawFd;

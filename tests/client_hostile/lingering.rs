@@ -4,14 +4,17 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
 use ivshmem::client::{Error, Event};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{PATIENCE, Wrong, alone, client, connected, eventfd, memory};
@@ -20,7 +23,7 @@ use super::{PATIENCE, Wrong, alone, client, connected, eventfd, memory};
 const LINGER: Duration = Duration::from_secs(5);
 
 /// The time limit for the client; it needs some milliseconds.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// A TCP socket whose last close(2) sleeps, since its peer does not read.
 struct Lingering {
@@ -214,5 +217,53 @@ fn a_client_that_is_dropped_closes_what_it_did_not_read() {
         let kept = memory(4096);
         (0..100).for_each(|_| server.give(-1, &kept));
         drop(client);
+    });
+}
+
+/// Runs `act` while this process can open only so many more descriptors.
+fn with_room_for<T>(descriptors: usize, act: impl FnOnce() -> T) -> T {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    let open = || File::open("/");
+    // No number below the limit is free, apart from the last ones.
+    let mut files: Vec<_> = (0..100).map(|_| open().expect("it opens")).collect();
+    let highest = files.iter().map(AsRawFd::as_raw_fd).max().expect("there are some");
+    setrlimit(Resource::RLIMIT_NOFILE, u64::try_from(highest).expect("a number") + 1, hard)
+        .expect("a lower limit");
+    files.extend(std::iter::from_fn(|| open().ok()));
+    files.drain(..descriptors);
+    let result = catch_unwind(AssertUnwindSafe(act));
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("the old limit");
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+#[test]
+fn a_lingering_socket_for_which_no_descriptor_is_left_does_not_make_connect_sleep() {
+    alone(|| {
+        let Lingering { socket: lingering, _peer } = Lingering::new(LINGER);
+        let (server, socket) = Wrong::pair();
+        server.greet();
+        server.vectors(9, 4);
+        server.give(9, lingering);
+        // For the memory and four vectors.
+        let error = with_room_for(5, || at_once("connect", || client().vectors(1).adopt(socket)));
+        assert!(matches!(error, Err(Error::Truncated)), "{error:?}");
+    });
+}
+
+#[test]
+fn a_lingering_socket_for_which_a_connected_client_has_no_descriptor_does_not_make_it_sleep() {
+    alone(|| {
+        let Lingering { socket: lingering, _peer } = Lingering::new(LINGER);
+        let (server, mut client) = connected();
+        server.give(9, lingering);
+        with_room_for(0, || {
+            let events = at_once("a dispatch", || client.wait(Some(PATIENCE))).expect("it works");
+            assert!(
+                matches!(events[..], [Event::Disconnected { reason: Error::Truncated }]),
+                "{events:?}"
+            );
+            assert!(client.dispatch().expect("it works").is_empty());
+            at_once("the end of the client", || drop(client));
+        });
     });
 }

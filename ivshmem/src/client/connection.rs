@@ -8,12 +8,13 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::Error;
-use super::untrusted::{Untrusted, shut_down};
+use super::untrusted::{Untrusted, receive, shut_down};
 use crate::protocol::MESSAGE;
-use crate::sys;
 
 /// A whole message.
 #[derive(Debug)]
@@ -50,18 +51,26 @@ pub(super) struct Connection {
     bytes: [u8; MESSAGE],
     filled: usize,
     fds: Vec<Untrusted>,
+    /// The number of the descriptor that came last.
+    newest: RawFd,
 }
 
 impl Connection {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, bytes: [0; MESSAGE], filled: 0, fds: Vec::new() }
+        let newest = socket.as_raw_fd();
+        Self { socket, bytes: [0; MESSAGE], filled: 0, fds: Vec::new(), newest }
+    }
+
+    /// Ends the connection, but keeps the messages that were not read.
+    pub(super) fn shut_down(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// The next message, without waiting. None if it is not complete yet.
     pub(super) fn next(&mut self) -> Result<Option<Message>, Error> {
         loop {
             let buffer = &mut self.bytes[self.filled..];
-            let received = match sys::receive(self.socket.as_fd(), buffer) {
+            let received = match receive(self.socket.as_fd(), buffer, self.newest) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 // The server closed the connection, and had not read all that was sent to it.
@@ -71,6 +80,7 @@ impl Connection {
                 Err(source) => return Err(Error::Receive { source }),
                 Ok(received) => received,
             };
+            self.newest = received.fds.last().map_or(self.newest, AsRawFd::as_raw_fd);
             self.fds.extend(received.fds.into_iter().map(Untrusted::new));
             if received.truncated {
                 return Err(Error::Truncated);

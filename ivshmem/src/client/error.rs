@@ -118,7 +118,8 @@ pub enum Error {
     /// protocol version (1), or of the id or the memory (-2).
     #[error(
         "the server refused this client (it sent {value} in place of {what}); its log has the \
-         reason: it may have no id or descriptor left, apply a limit or an access rule, or be ending"
+         reason: it may have no id or descriptor left, apply a limit or an access rule, or be \
+         ending"
     )]
     Refused {
         /// The value that it sent.
@@ -169,8 +170,8 @@ pub enum Error {
     /// The kernel did not pass on all descriptors that the server sent.
     #[error(
         "the kernel could not give this process a descriptor that the server sent: the process has \
-         too many open files (raise RLIMIT_NOFILE), or a security module such as SELinux or AppArmor \
-         forbids it"
+         too many open files (raise RLIMIT_NOFILE), or a security module such as SELinux or \
+         AppArmor forbids it"
     )]
     Truncated,
     /// The descriptor of a vector is not an eventfd.

@@ -13,39 +13,45 @@
 //! - A TLS socket of the kernel sends its last record in close, and waits for room. The time limit
 //!   for sending bounds that.
 //! - A UNIX socket closes the descriptors in its own queue, and a listening one those in the queues
-//!   of its connections. Both queues are shut down and emptied, and what they had is treated in the
-//!   same way.
+//!   of its connections. Each queue is shut down and emptied, and its descriptors are treated in
+//!   the same way.
+//! - The kernel itself closes what it cannot give to this process, for want of descriptors. So near
+//!   the limit of open files, [`receive`] looks first, and leaves a message that does not fit where
+//!   it is. It can be taken when the client has closed other descriptors.
 //!
-//! Eventfds and files of a local file system, which are all that a client keeps, do not sleep.
+//! The client keeps eventfds and one regular file. To close these does not sleep on a local file
+//! system.
 //!
-//! This is not bounded here, because there is no system call that bounds it:
+//! This can still sleep, because no system call prevents it:
+//!
 //! - A file of FUSE or of a network file system is flushed in close, and its server may take its
 //!   time (already for `fstat`). So may a few devices, such as a serial port, which a server needs
 //!   privileges to open.
-//! - The kernel itself closes what it cannot pass to this process, for want of descriptors or by a
-//!   rule of a security module ([`Error::Truncated`](super::Error::Truncated)).
-//! - A server that keeps a copy of a socket can turn `SO_LINGER` on again and close its copy between
-//!   this module's two system calls.
+//! - A server that keeps a copy of a socket can turn `SO_LINGER` on again, and close its copy,
+//!   between two system calls of this module.
+//! - A message may still not fit when the client has closed all that it can, or a security module
+//!   may forbid its descriptors.
 //!
 //! This module knows descriptors. It must not know what they are for.
 
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockaddrLike, SockaddrStorage, getsockname, getsockopt, setsockopt,
-    shutdown, sockopt,
+    AddressFamily, Shutdown, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
+    setsockopt, shutdown, sockopt,
 };
 use nix::sys::time::TimeVal;
 
-use crate::sys;
+use crate::sys::{self, Received};
 
-/// How many empty messages [`empty`] takes. An empty message looks like the end of the queue, and a
-/// queue of datagrams has a limit of this order.
-const EMPTY_MESSAGES: usize = 1024;
+/// How many empty datagrams [`next_fds`] skips. An empty datagram looks like the end of the queue,
+/// and a queue of datagrams has a limit of this order.
+const EMPTY_DATAGRAMS: usize = 1024;
 
 /// A descriptor that a server sent. Dropping it does not sleep.
 #[derive(Debug)]
@@ -76,11 +82,34 @@ impl Drop for Untrusted {
     }
 }
 
+/// Receives a message, whose descriptors may not fit into this process. Then it stays in the queue,
+/// and `truncated` is set.
+///
+/// `newest` is the number of a descriptor that this process opened lately. Numbers are given from
+/// the lowest one that is free, so it tells how many are in use.
+pub(super) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    newest: RawFd,
+) -> io::Result<Received> {
+    let full = u64::from(newest.unsigned_abs()) + sys::RECEIVE_FDS as u64;
+    if getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(soft, _)| full >= soft) {
+        // To close the copies cannot sleep: the queue still has the originals.
+        let mut peeked = sys::peek(socket, buffer)?;
+        peeked.fds.clear();
+        if peeked.truncated {
+            return Ok(peeked);
+        }
+    }
+    sys::receive(socket, buffer)
+}
+
 /// Shuts a socket down for every process that has a copy of it, and closes what waits in its queue.
 pub(super) fn shut_down(socket: BorrowedFd<'_>) {
-    let mut found = Vec::new();
-    empty(socket, &mut found);
-    close(found);
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+    while let Some(fds) = next_fds(socket) {
+        close(fds);
+    }
 }
 
 /// Closes descriptors, and those that are found in them. The list is used as a stack, since a
@@ -98,32 +127,37 @@ fn close(mut fds: Vec<OwnedFd>) {
         if address.is_ok_and(|address| address.family() != Some(AddressFamily::Unix)) {
             continue;
         }
-        empty(fd.as_fd(), &mut fds);
-        if getsockopt(&fd, sockopt::AcceptConn) == Ok(true) {
+        // Now nobody can add to its queue.
+        let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+        if let Some(found) = next_fds(fd.as_fd()) {
+            // There may be more. It is closed after those that were found.
+            fds.push(fd);
+            fds.extend(found);
+        } else if getsockopt(&fd, sockopt::AcceptConn) == Ok(true) {
             // A listener that was shut down fails when no connection is left, and does not wait.
             let listener = UnixListener::from(fd);
-            while let Ok((connection, _)) = listener.accept() {
-                fds.push(connection.into());
+            if let Ok((connection, _)) = listener.accept() {
+                fds.extend([listener.into(), connection.into()]);
             }
         }
     }
 }
 
-/// Shuts a UNIX socket down, so that nobody can add to its queue, and takes the descriptors out of
-/// the queue.
-fn empty(socket: BorrowedFd<'_>, fds: &mut Vec<OwnedFd>) {
-    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
-    let mut empty_messages = 0;
-    while empty_messages < EMPTY_MESSAGES {
-        match sys::receive(socket, &mut [0; 4096]) {
-            Ok(received) => {
-                if received.bytes == 0 && received.fds.is_empty() {
-                    empty_messages += 1;
-                }
-                fds.extend(received.fds);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+/// Takes messages out of a socket until one has descriptors. None if there is no such message, or
+/// if its descriptors do not fit into this process.
+fn next_fds(socket: BorrowedFd<'_>) -> Option<Vec<OwnedFd>> {
+    let newest = socket.try_clone_to_owned().map_or(RawFd::MAX, |copy| copy.as_raw_fd());
+    // Nothing is the end of a stream, but may be an empty datagram.
+    let stream = getsockopt(&socket, sockopt::SockType) == Ok(SockType::Stream);
+    let mut empty = if stream { 1 } else { EMPTY_DATAGRAMS };
+    while empty > 0 {
+        match receive(socket, &mut [0; 4096], newest) {
+            Ok(received) if !received.fds.is_empty() => return Some(received.fds),
+            Ok(received) if received.truncated => return None,
+            Ok(received) if received.bytes == 0 => empty -= 1,
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return None,
+            _ => {}
         }
     }
+    None
 }

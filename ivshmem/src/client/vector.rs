@@ -132,8 +132,9 @@ const MOST_SLEEPY: u32 = 1024;
 /// One vector of the client, taken out of it. This is the fastest way to wait for an interrupt, and
 /// it works in a thread of its own. Made by [`Client::vector`](super::Client::vector).
 ///
-/// While it exists, [`Client::wait`](super::Client::wait) does not report interrupts on this vector.
-/// When it is dropped, the client reports them again, and also those that were not waited for.
+/// While it exists, [`Client::wait`](super::Client::wait) does not report interrupts on this
+/// vector. When it is dropped, the client reports them again, and also those that were not waited
+/// for.
 ///
 /// # What a wait costs
 /// A wait is one system call, and the time until the kernel runs the thread again. It does not read
@@ -228,8 +229,8 @@ impl Vector {
     }
 
     /// The number of interrupts since the last `take`, without waiting. It includes those that a
-    /// [`wait`](Self::wait) has reported. A loop of calls reacts even faster than `wait`, and uses a
-    /// whole processor.
+    /// [`wait`](Self::wait) has reported. A loop of calls reacts even faster than `wait`, and uses
+    /// a whole processor.
     ///
     /// # Errors
     /// [`Error::System`] when the descriptor cannot be read, which an eventfd always can.
@@ -237,13 +238,13 @@ impl Vector {
         take(&self.eventfd)
     }
 
-    /// Waits for an interrupt. Returns false if there was none within `timeout`, which is rounded up
-    /// to milliseconds. None is no time limit. An interrupt since the last `wait` or
+    /// Waits for an interrupt. Returns false if there was none within `timeout`, which is rounded
+    /// up to milliseconds. None is no time limit. An interrupt since the last `wait` or
     /// [`take`](Self::take) counts.
     ///
     /// # Errors
-    /// [`Error::System`]: at the first wait, if no descriptor is left; later, for no known reason. A
-    /// signal is no error.
+    /// [`Error::System`]: at the first wait, if no descriptor is left; later, for no known reason.
+    /// A signal is no error.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool, Error> {
         let start = timeout.map(|_| Instant::now());
         let edge = match &mut self.edge {
@@ -319,8 +320,8 @@ impl AsRawFd for Vector {
 impl Drop for Vector {
     fn drop(&mut self) {
         if let Some(edge) = &self.edge {
-            // Interrupts that `wait` reported are still in the count, and the client must not report
-            // them again. An interrupt may also come after `look`; then the count has grown.
+            // Interrupts that `wait` reported are still in the count, and the client must not
+            // report them again. An interrupt may also come after `look`; then the count has grown.
             let before = count(&self.eventfd).unwrap_or(0);
             let unseen = look(edge, &self.eventfd, EpollTimeout::ZERO).unwrap_or(false);
             let taken = self.take().unwrap_or(0);

@@ -20,9 +20,9 @@ pub(crate) struct Received {
     pub(crate) truncated: bool,
 }
 
-/// Descriptors that one `recvmsg` has room for: as many as one message can have (`SCM_MAX_FD` of the
-/// kernel). What does not fit the kernel closes itself, and that can sleep.
-const RECEIVE_FDS: usize = 253;
+/// Descriptors that one `recvmsg` has room for: as many as one message can have, the kernel's
+/// `SCM_MAX_FD`. The kernel itself closes what does not fit, and that can sleep.
+pub(crate) const RECEIVE_FDS: usize = 253;
 
 /// Bytes for other control data, which a socket of another process can be set to receive:
 /// credentials, a security label, times. The kernel writes them before the descriptors.
@@ -36,6 +36,23 @@ const SCM_PIDFD: i32 = 4;
 /// # Errors
 /// As `recvmsg(2)`; a socket that is empty gives `WouldBlock`, whatever its `O_NONBLOCK` says.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_with(socket, buffer, 0)
+}
+
+/// As [`receive`], but leaves the bytes and the descriptors in the socket. The result has copies of
+/// the descriptors.
+///
+/// # Errors
+/// As [`receive`].
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_with(socket, buffer, libc::MSG_PEEK)
+}
+
+fn receive_with(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    more_flags: i32,
+) -> io::Result<Received> {
     #[repr(C)]
     struct Room {
         header: libc::cmsghdr,
@@ -50,7 +67,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
     header.msg_iovlen = 1;
     header.msg_control = room.as_mut_ptr().cast();
     header.msg_controllen = size_of::<Room>();
-    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | more_flags;
     // SAFETY: the header names one iovec over `buffer` and the bytes of `room`, both
     // exclusively borrowed here until the call returns. The kernel only writes to `room`.
     let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };

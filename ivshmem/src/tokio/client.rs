@@ -75,8 +75,8 @@ impl AsyncClient {
 
     /// Connects to the server at this path as the builder says.
     ///
-    /// To connect is a blocking call. It runs in a thread that tokio has for such calls, and goes on
-    /// there until its time limit if this future is dropped.
+    /// To connect is a blocking call, so it runs in a thread that tokio has for such calls. If this
+    /// future is dropped, the call still goes on there, until its time limit.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
