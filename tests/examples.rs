@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The examples are run, not only built; and a Rust caller of the library gets nothing that only the programs need.
+//! Runs the examples, and checks that the library does not depend on what only the programs need.
 
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
@@ -11,6 +11,10 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ivshmem::client::Client;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -34,8 +38,7 @@ impl Example {
         let program = target.join("examples").join(name);
         assert!(
             program.exists(),
-            "{} is not there; `cargo test` builds it unless it is told of a --test: \
-             cargo build --workspace --examples",
+            "{} is not there; build it: cargo build --workspace --examples --all-features",
             program.display()
         );
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -73,7 +76,7 @@ impl Drop for Example {
     }
 }
 
-/// A server example serves peers that come and go, and a crowd that comes at once.
+/// Checks that a server example serves peers that join and leave, and 200 clients that join at once.
 #[track_caller]
 fn serves(name: &str) -> (Example, PathBuf) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
@@ -87,7 +90,7 @@ fn serves(name: &str) -> (Example, PathBuf) {
     assert_eq!(two.take_rung(), [1].into());
     drop(two);
     one.wait_for_departure(1);
-    // More messages than a socket holds, for one that does not read meanwhile.
+    // These are more messages than a socket holds, and the first client does not read meanwhile.
     let crowd: Vec<_> =
         (0..200).map(|_| UnixStream::connect(&socket).expect("it listens")).collect();
     one.wait_for_peer(201);
@@ -114,6 +117,44 @@ fn a_server_in_mios_loop_serves_until_the_loop_ends() {
     ends_with_its_input("mio_server");
 }
 
+#[test]
+fn a_timer_in_tokios_loop_keeps_time_while_clients_connect_and_close_without_end() {
+    keeps_time("tokio_server");
+}
+
+#[test]
+fn a_timer_in_mios_loop_keeps_time_while_clients_connect_and_close_without_end() {
+    keeps_time("mio_server");
+}
+
+/// The server's timer of one second goes on, and the end of its input still ends it.
+#[track_caller]
+fn keeps_time(name: &str) {
+    let (mut example, socket) = Example::start(name, |dir| dir.join("socket"));
+    example.says("listening at ");
+    let stop = Arc::new(AtomicBool::new(false));
+    let churn = [(); 8].map(|()| {
+        let (stop, socket) = (Arc::clone(&stop), socket.clone());
+        thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                drop(UnixStream::connect(&socket));
+            }
+        })
+    });
+    let start = Instant::now();
+    thread::sleep(Duration::from_secs(3));
+    let ticks = example.output().matches("tick: ").count();
+    let end = Instant::now();
+    drop(example.child.stdin.take());
+    let status = wait_for_exit(&mut example.child, name);
+    let late = end.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    churn.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    assert!(ticks >= 2, "{ticks} ticks within {:?}", end - start);
+    assert!(status.success(), "{status}");
+    assert!(late < Duration::from_secs(5), "it ended {late:?} after its input");
+}
+
 #[track_caller]
 fn ends_with_its_input(name: &str) {
     let (mut example, socket) = serves(name);
@@ -124,10 +165,20 @@ fn ends_with_its_input(name: &str) {
 }
 
 #[test]
-fn a_client_counts_for_whoever_rings_it() {
+fn a_client_counts_its_interrupts_in_the_memory() {
+    counts_interrupts("client");
+}
+
+#[test]
+fn a_client_in_tokios_loop_counts_its_interrupts_in_the_memory() {
+    counts_interrupts("tokio_client");
+}
+
+#[track_caller]
+fn counts_interrupts(name: &str) {
     let daemon = Daemon::builder().vectors(2).start();
     let mut guest = Client::connect(daemon.socket_path()).expect("a server");
-    let (mut example, _) = Example::start("client", |_| daemon.socket_path().to_owned());
+    let (mut example, _) = Example::start(name, |_| daemon.socket_path().to_owned());
     example.says("peer 1, 1048576 bytes");
     wait_for("it joins", || {
         guest.dispatch().expect("it works");
@@ -161,6 +212,8 @@ fn the_library_alone_depends_on_nothing_that_only_the_programs_need() {
     };
     let direct = tree(&["--depth", "1"]);
     assert_eq!(direct, ["ivshmem", "libc", "log", "nix", "thiserror"].map(str::to_owned).into());
+    let with_tokio = tree(&["--depth", "1", "--features", "tokio"]);
+    assert_eq!(with_tokio.difference(&direct).collect::<Vec<_>>(), ["tokio"]);
     let whole = tree(&[]);
     let theirs = [
         "bitflags",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A service for guests: whoever rings vector 0 finds the 32-bit number at offset 0 one larger,
-//! and everybody is rung.
+//! A service for guests: when vector 0 is interrupted, it adds 1 to the 32-bit number at offset 0
+//! of the memory, and interrupts all peers.
 //!
 //! `cargo run --example client -- /tmp/ivshmem_socket`
 
@@ -17,7 +17,7 @@ fn main() -> Result<(), ivshmem::client::Error> {
             match event {
                 Event::Rung { vector: 0, .. } => {
                     let number = client.memory().atomic_u32(0)?.fetch_add(1, Ordering::AcqRel) + 1;
-                    println!("rung; the number is {number}");
+                    println!("interrupted; the number is {number}");
                     client.ring_all()?;
                 }
                 Event::Joined { peer, .. } => println!("{peer} joined"),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The other end of the wire: a process of the host that is a peer, shares the memory, rings
-//! guests and other clients, and is rung by them.
+//! A client: a process of the host that is a peer of the guests. It shares the memory, interrupts
+//! guests and other clients, and is interrupted by them.
 //!
 //! ```
 //! # let dir = tempfile::tempdir()?;
@@ -15,11 +15,11 @@
 //! let two = Client::connect(&path)?;
 //! assert_eq!((one.id(), two.id()), (0, 1));
 //!
-//! // Each learns of who comes after it.
+//! // Each client is told of the peers that join after it.
 //! let events = one.wait(Some(Duration::from_secs(10)))?;
 //! assert!(matches!(events[..], [Event::Joined { peer: 1, vectors: 2 }]));
 //!
-//! // The memory is the same one, and vector 1 says that there is something in it.
+//! // Both have the same memory. An interrupt on vector 1 says that there is something in it.
 //! two.memory().write(0, b"hello")?;
 //! two.ring(0, 1)?;
 //! let events = one.wait(Some(Duration::from_secs(10)))?;
@@ -33,32 +33,37 @@
 //! ```
 //!
 //! # One descriptor
-//! A [`Client`] is one pollable descriptor ([`AsFd`]): readable when
-//! [`dispatch`](Client::dispatch) has something to tell. A program without a loop of its own
-//! calls [`wait`](Client::wait), or, to be quick about a single vector, has a [`Vector`]. It
-//! starts no thread, and handles no signal.
+//! A [`Client`] is one pollable descriptor ([`AsFd`]). It is readable when
+//! [`dispatch`](Client::dispatch) has something to report. A program without an event loop calls
+//! [`wait`](Client::wait). To react to one vector as fast as possible, take it out as a [`Vector`].
+//! A client starts no thread and handles no signal.
 //!
 //! # When the greeting is complete
-//! [`Client::connect`] returns when the memory and the client's own vectors are there. The
-//! protocol does not say how many vectors those are. The caller can, by
-//! [`Builder::vectors`]; otherwise they are complete when there are as many as another peer
-//! has, or when the server goes on to tell of another peer, or when nothing more comes for
-//! a short [quiet time](Builder::quiet_time). A vector that comes later all the same is
-//! added, and is [`Event::Vector`].
+//! [`Client::connect`] returns when the client has the memory and its own vectors. The protocol
+//! does not say how many vectors there are. The caller can say it, with [`Builder::vectors`].
+//! Otherwise the vectors are complete when
 //!
-//! # What a bad server can do
-//! It can be slow, and that ends with [`Error::Timeout`]; it can say what is wrong, and each
-//! kind of that is another [`Error`], after which the connection is closed and no descriptor
-//! is left over. After the greeting it is [`Event::Disconnected`], once, and so is the
-//! server's ordinary end. A client without a server still has the memory, still rings those
-//! it knew, and is rung by them.
+//! - there are as many as another peer has, or
+//! - the server goes on to tell of another peer, or
+//! - nothing more comes for a short [quiet time](Builder::quiet_time).
+//!
+//! A vector that comes later is added, and reported as [`Event::Vector`].
+//!
+//! # What a faulty or hostile server can do
+//! - A server that is too slow gives [`Error::Timeout`].
+//! - A server that breaks the protocol gives another [`Error`], one for each rule. The connection
+//!   is closed, and so are all descriptors that came with it.
+//! - After the greeting both are reported once, as [`Event::Disconnected`]. So is the ordinary end
+//!   of a server. A client without a server still has the memory, can interrupt the peers that it
+//!   knew, and is interrupted by them.
+//! - A descriptor that the client does not use cannot make it block when it is closed, such as a
+//!   TCP socket with `SO_LINGER`. Files of FUSE and of network file systems, and some devices, are
+//!   an exception.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,89 +75,35 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use crate::sys;
 
 mod builder;
+mod connection;
 mod error;
+mod event;
 mod memory;
 mod peers;
-mod reader;
+mod untrusted;
 mod vector;
 
 pub use builder::Builder;
+use connection::Connection;
 pub use error::{Error, ErrorKind};
+pub use event::{Event, Peer};
 pub use memory::Memory;
 use peers::{Change, PeerTable};
-use reader::Reader;
 pub use vector::{Doorbell, Vector};
 
-/// The epoll token of the server's socket; those of vectors are their numbers.
+/// The epoll token of the server's socket. The token of a vector is its number.
 const SERVER: u64 = u64::MAX;
 
-/// Messages that one look at the socket takes: a server that never stops talking does not
-/// keep the caller for ever.
+/// How many messages one dispatch takes at most. So a server that sends without end does not keep
+/// the caller.
 const TURN: usize = 1024;
 
-/// Vectors that one call takes from epoll.
+/// How many ready descriptors one call takes from epoll at most.
 const READY: usize = 64;
 
-/// What happened to a client.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// A peer is here now and can be rung. It has as many vectors as this client, or the server
-    /// has gone on to tell of another peer.
-    Joined {
-        /// Its id.
-        peer: u16,
-        /// The vectors that it has.
-        vectors: u32,
-    },
-    /// A peer left.
-    Left {
-        /// Its id.
-        peer: u16,
-    },
-    /// A vector of this client was rung.
-    Rung {
-        /// Which one.
-        vector: u32,
-        /// How often since it was last told of. Guests may ring more often than that: several
-        /// at once can come as one.
-        count: u64,
-    },
-    /// This client has one more vector than was thought when it connected.
-    Vector {
-        /// Its number.
-        vector: u32,
-    },
-    /// The server ended, or said something that is wrong and was cut off. It comes once, and
-    /// no more of `Joined`, `Left` and `Vector` come after it.
-    Disconnected {
-        /// [`Error::Closed`], or what was wrong.
-        reason: Error,
-    },
-}
-
-/// A peer of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    id: u16,
-    vectors: u32,
-}
-
-impl Peer {
-    /// Its id, as the guests know it.
-    pub fn id(self) -> u16 {
-        self.id
-    }
-
-    /// The vectors that it has, or that the server has told of so far.
-    pub fn vectors(self) -> u32 {
-        self.vectors
-    }
-}
-
-/// A peer of guests and of other clients. Dropping it is leaving.
+/// A peer of guests and of other clients. When it is dropped, it leaves.
 ///
-/// See the [module](self) for how to use it.
+/// The [module](self) explains how to use it.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -173,14 +124,16 @@ impl Peer {
 /// ```
 pub struct Client {
     /// None once disconnected.
-    socket: Option<UnixStream>,
-    reader: Reader,
+    connection: Option<Connection>,
+    /// A connection that ended with a message whose descriptors did not fit. To close it could
+    /// sleep, until this client has closed its other descriptors.
+    unread: Option<Connection>,
     id: u16,
     memory: Memory,
     table: PeerTable,
-    /// The peer that the server told of last.
+    /// The peer that the server told of last. It may get more vectors.
     in_progress: Option<u16>,
-    /// Watches the server and the vectors; a vector that is taken goes back to it.
+    /// Watches the server and the vectors. A [`Vector`] is taken out, and put back when dropped.
     epoll: Arc<Epoll>,
     ready: Vec<EpollEvent>,
 }
@@ -205,7 +158,18 @@ impl Client {
         Self::builder().connect(path)
     }
 
-    /// Takes a stream socket that is connected to a server, of which nothing has been read.
+    /// Takes a stream socket that is connected to a server, and of which nothing has been read.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # std::thread::spawn(move || server.run());
+    /// let socket = std::os::unix::net::UnixStream::connect(&path)?;
+    /// let client = ivshmem::Client::adopt(socket)?;
+    /// assert_eq!(client.id(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Builder::adopt`].
@@ -213,12 +177,12 @@ impl Client {
         Self::builder().adopt(socket)
     }
 
-    /// Sets out to connect in another way than the usual one.
+    /// Returns a builder, to connect with other settings than the defaults.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    fn new(socket: UnixStream, reader: Reader, mut table: PeerTable) -> Result<Self, Error> {
+    fn new(connection: Connection, mut table: PeerTable) -> Result<Self, Error> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| Error::System {
             action: "make an epoll instance",
             source: errno.into(),
@@ -226,12 +190,21 @@ impl Client {
         let id = table.id.expect("a greeting is complete only with an id");
         let memory = table.memory.take().expect("and with the memory");
         let ready = vec![EpollEvent::empty(); READY];
-        let socket = Some(socket);
+        let connection = Some(connection);
         let in_progress = table.peers.iter().find(|(_, entry)| !entry.announced).map(|(&id, _)| id);
-        let client =
-            Self { socket, reader, id, memory, table, in_progress, epoll: Arc::new(epoll), ready };
-        if let Some(socket) = &client.socket {
-            client.watch(socket.as_fd(), SERVER)?;
+        let unread = None;
+        let client = Self {
+            connection,
+            unread,
+            id,
+            memory,
+            table,
+            in_progress,
+            epoll: Arc::new(epoll),
+            ready,
+        };
+        if let Some(connection) = &client.connection {
+            client.watch(connection.as_fd(), SERVER)?;
         }
         for (eventfd, token) in client.table.own.iter().zip(0..) {
             client.watch(eventfd.as_fd(), token)?;
@@ -245,7 +218,7 @@ impl Client {
             .map_err(|errno| Error::System { action: "watch a descriptor", source: errno.into() })
     }
 
-    /// This client's own id: where others ring it.
+    /// This client's own id. Peers interrupt it by this id.
     pub fn id(&self) -> u16 {
         self.id
     }
@@ -255,37 +228,37 @@ impl Client {
         self.table.own.len() as u32
     }
 
-    /// The shared memory. Clone the handle to use it in another thread, or longer than the client.
+    /// The shared memory. Clone the handle to use it in another thread, or after the client's end.
     #[inline]
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// Whether there is still a server to tell of peers that come and go.
+    /// Whether the client has a server. Without one, it is not told of peers that join or leave.
     pub fn is_connected(&self) -> bool {
-        self.socket.is_some()
+        self.connection.is_some()
     }
 
-    /// The connection to the server, while there is one: for a log, not to read from.
+    /// The connection to the server. None without a server. It is for a log: do not read from it.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.as_ref().map(AsFd::as_fd)
+        self.connection.as_ref().map(AsFd::as_fd)
     }
 
-    /// The others, in the order of their ids.
+    /// The other peers, in the order of their ids.
     pub fn peers(&self) -> impl ExactSizeIterator<Item = Peer> + use<'_> {
         self.table.peers.iter().map(|(&id, entry)| Peer { id, vectors: entry.vectors.len() as u32 })
     }
 
-    /// The other of this id.
+    /// The other peer with this id.
     pub fn peer(&self, id: u16) -> Option<Peer> {
         let entry = self.table.peers.get(&id)?;
         Some(Peer { id, vectors: entry.vectors.len() as u32 })
     }
 
-    /// Interrupts a peer, or this client itself if it is its own id. It is one `write(2)`.
+    /// Interrupts a peer on one of its vectors. The client's own id interrupts the client itself.
     ///
     /// # Errors
-    /// [`Error::UnknownPeer`], [`Error::UnknownVector`].
+    /// [`Error::UnknownPeer`], [`Error::UnknownVector`], and as [`Doorbell::ring`].
     #[inline]
     pub fn ring(&self, peer: u16, vector: u32) -> Result<(), Error> {
         self.table.vector(peer, vector)?.ring()
@@ -294,12 +267,12 @@ impl Client {
     /// Interrupts a peer on all its vectors.
     ///
     /// # Errors
-    /// [`Error::UnknownPeer`].
+    /// [`Error::UnknownPeer`], and as [`Doorbell::ring`].
     pub fn ring_peer(&self, peer: u16) -> Result<(), Error> {
         self.table.vectors(peer)?.iter().try_for_each(Doorbell::ring)
     }
 
-    /// Interrupts all others on all their vectors.
+    /// Interrupts all other peers on all their vectors.
     ///
     /// # Errors
     /// As [`Doorbell::ring`].
@@ -307,20 +280,20 @@ impl Client {
         self.table.peers.values().flat_map(|entry| &entry.vectors).try_for_each(Doorbell::ring)
     }
 
-    /// A peer's doorbell, or this client's own, to be rung from another thread, or without
-    /// looking the peer up.
+    /// The doorbell of one vector of a peer, or of this client itself. It can be rung in another
+    /// thread, and without a look-up of the peer.
     ///
     /// # Errors
-    /// As [`ring`](Self::ring).
+    /// [`Error::UnknownPeer`], [`Error::UnknownVector`].
     pub fn doorbell(&self, peer: u16, vector: u32) -> Result<Doorbell, Error> {
         self.table.vector(peer, vector).cloned()
     }
 
-    /// Takes one of the client's own vectors out of it, to wait on it by itself. Until that is
-    /// dropped, this client does not tell of its being rung.
+    /// Takes one of the client's own vectors out of it, to wait for interrupts on this vector
+    /// alone. Until the [`Vector`] is dropped, the client does not report these interrupts.
     ///
     /// # Errors
-    /// [`Error::UnknownVector`]; [`Error::VectorTaken`] while there is one.
+    /// [`Error::UnknownVector`]; [`Error::VectorTaken`] while there is a [`Vector`] for it.
     pub fn vector(&self, vector: u32) -> Result<Vector, Error> {
         let peer = self.id;
         let has = self.vectors();
@@ -329,11 +302,28 @@ impl Client {
         Vector::new(eventfd.clone(), vector, Arc::clone(&self.epoll))
     }
 
-    /// Says what happened since the last time, without waiting.
+    /// Reports what happened since the last call, without waiting.
+    ///
+    /// In an event loop, it is due when the client's descriptor is readable:
+    /// ```
+    /// # use std::os::fd::AsFd;
+    /// # use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # std::thread::spawn(move || server.run());
+    /// # let mut client = ivshmem::Client::connect(&path)?;
+    /// client.ring(client.id(), 0)?;
+    /// poll(&mut [PollFd::new(client.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+    /// assert!(client.is_ready());
+    /// assert_eq!(client.dispatch()?.len(), 1);
+    /// assert!(!client.is_ready());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::System`] when the system does not tell of events. What the server and the
-    /// peers do is never an error.
+    /// [`Error::System`] when the system does not report events. What the server and the peers do
+    /// is never an error.
     pub fn dispatch(&mut self) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
         self.take_ready(EpollTimeout::ZERO, &mut events)?;
@@ -341,8 +331,7 @@ impl Client {
     }
 
     /// Waits until something happens, for `timeout` at most (rounded up to milliseconds), and
-    /// says what. There is nothing in it when the time is up; a signal that is caught ends the
-    /// waiting too.
+    /// reports it. The result is empty if nothing happened in time, or if a signal handler ran.
     ///
     /// # Errors
     /// As [`dispatch`](Self::dispatch).
@@ -352,23 +341,24 @@ impl Client {
         loop {
             let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
             let woken = self.take_ready(sys::milliseconds(left), &mut events)?;
-            // Part of a message, or of a peer, is nothing to tell of yet.
+            // A part of a message, or of a peer, is no event yet.
             if !events.is_empty() || !woken || left.is_some_and(|left| left.is_zero()) {
                 return Ok(events);
             }
         }
     }
 
-    /// Whether [`dispatch`](Self::dispatch) has something to tell, or to take in, now.
+    /// Whether [`dispatch`](Self::dispatch) has something to do now.
     ///
-    /// A loop that tells of a change only (edge-triggered: tokio, mio) dispatches until this
-    /// is false. That nothing happened in a `dispatch` does not mean that nothing is left.
+    /// A loop that reports changes only (edge-triggered, such as mio) dispatches until this is
+    /// false, and serves its other descriptors in between. A `dispatch` that reports nothing may
+    /// still leave something to do.
     pub fn is_ready(&self) -> bool {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Takes what is ready; false if nothing is.
+    /// Takes what is ready. Returns false if nothing is.
     fn take_ready(&mut self, time: EpollTimeout, events: &mut Vec<Event>) -> Result<bool, Error> {
         let count = match self.epoll.wait(&mut self.ready, time) {
             Err(Errno::EINTR) => 0,
@@ -387,7 +377,7 @@ impl Client {
                     match self.table.own.get(number as usize).map(vector::take) {
                         None | Some(Ok(0)) => {}
                         Some(Ok(count)) => events.push(Event::Rung { vector, count }),
-                        // An epoll or a timer looks like an eventfd until it is read.
+                        // Without /proc, an epoll instance or a timer is taken for an eventfd.
                         Some(Err(_)) => bad_vector = Some(vector),
                     }
                 }
@@ -395,7 +385,7 @@ impl Client {
         }
         let outcome = match bad_vector {
             Some(vector) => {
-                // It would stay ready for ever.
+                // Otherwise it would stay ready.
                 let _ = self.epoll.delete(&self.table.own[vector as usize]);
                 Err(Error::NotAnEventfd { peer: self.id, vector })
             }
@@ -403,21 +393,21 @@ impl Client {
             None => Ok(()),
         };
         if let Err(reason) = outcome {
-            if self.socket.is_some() {
-                self.close_connection();
+            if self.connection.is_some() {
+                self.close_connection(matches!(reason, Error::Truncated));
                 events.push(Event::Disconnected { reason });
             }
         }
         Ok(count > 0)
     }
 
-    /// Takes note of what the server says.
+    /// Reads what the server sent.
     fn read_messages(&mut self, events: &mut Vec<Event>) -> Result<(), Error> {
         for _ in 0..TURN {
-            let Some(socket) = &self.socket else { return Ok(()) };
-            let Some(message) = self.reader.next(socket)? else { return Ok(()) };
+            let Some(connection) = &mut self.connection else { return Ok(()) };
+            let Some(message) = connection.next()? else { return Ok(()) };
             let change = self.table.apply(message)?;
-            // That somebody left may be told between two vectors of a peer.
+            // A departure may come between two vectors of a peer, and does not complete the peer.
             let now = match change {
                 Change::Peer(peer) => Some(peer),
                 Change::Own => Some(self.id),
@@ -438,7 +428,7 @@ impl Client {
                 }
                 Change::Left(peer, true) => events.push(Event::Left { peer }),
                 Change::Peer(peer) => {
-                    // Without any of its own, it cannot know how many make a peer whole.
+                    // A client without vectors cannot know how many vectors a peer will have.
                     let own = self.table.own.len();
                     self.announce(peer, if own == 0 { usize::MAX } else { own }, events);
                 }
@@ -448,7 +438,7 @@ impl Client {
         Ok(())
     }
 
-    /// Tells of a peer that has as many vectors as it will have, once.
+    /// Reports a peer, once, when it has at least `whole` vectors.
     fn announce(&mut self, peer: u16, whole: usize, events: &mut Vec<Event>) {
         let Some(entry) = self.table.peers.get_mut(&peer) else { return };
         if !entry.announced && entry.vectors.len() >= whole {
@@ -457,11 +447,15 @@ impl Client {
         }
     }
 
-    /// Ends the connection, even where a forked child still has a copy of its descriptor.
-    fn close_connection(&mut self) {
-        if let Some(socket) = self.socket.take() {
-            let _ = self.epoll.delete(&socket);
-            let _ = socket.shutdown(Shutdown::Both);
+    /// Ends the connection. A forked child may have a copy of its descriptor, so the epoll instance
+    /// would not forget it by itself.
+    fn close_connection(&mut self, keep_unread: bool) {
+        if let Some(connection) = self.connection.take() {
+            let _ = self.epoll.delete(&connection);
+            if keep_unread {
+                connection.shut_down();
+                self.unread = Some(connection);
+            }
         }
     }
 }
@@ -482,6 +476,8 @@ impl AsRawFd for Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.close_connection();
+        // The descriptors of the peers go first, so that those in unread messages fit.
+        self.table = PeerTable::default();
+        self.close_connection(false);
     }
 }

@@ -70,6 +70,18 @@ pub enum Error {
 }
 
 /// What kind of reason an [`Error`] has, for a program that acts on it.
+///
+/// ```
+/// use ivshmem::{ErrorKind, Server};
+///
+/// let error = Server::builder().socket_path("socket").vectors(0).start().unwrap_err();
+/// match error.kind() {
+///     ErrorKind::InvalidInput => println!("the configuration is wrong: {error}"),
+///     ErrorKind::InUse => println!("there is a server already: {error}"),
+///     _ => println!("{}", error.chain()),
+/// }
+/// # assert_eq!(error.kind(), ErrorKind::InvalidInput);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! A server for QEMU's `ivshmem-doorbell` devices, for production, and a client for programs
-//! of the host.
+//! A server for QEMU's `ivshmem-doorbell` devices, for production, and a client for programs of the
+//! host.
 //!
-//! Virtual machines on one host share memory and interrupt each other through it. Every QEMU
-//! connects to the server's UNIX socket and gets the shared memory and everybody's eventfds;
-//! from then on the guests ring each other without the server. A program that is no virtual
-//! machine can take part as well: that is a [`Client`].
+//! Virtual machines on one host share memory and interrupt each other through it. Each QEMU
+//! connects to the server's UNIX socket. It gets the shared memory, and one eventfd for each
+//! vector of each peer. From then on the guests interrupt each other without the server. A program
+//! of the host can be a peer too: that is a [`Client`].
 //!
 //! # A server
 //! ```
@@ -14,19 +14,19 @@
 //! use ivshmem::{MemorySource, Server};
 //!
 //! let mut server = Server::builder()
-//!     .socket_path(&path)              // who can write to it may attach
-//!     .memory(MemorySource::Sealed)    // no client can shrink it under the others
+//!     .socket_path(&path)              // every process that can write to it may attach
+//!     .memory(MemorySource::Sealed)    // no client can shrink the memory
 //!     .size(4 << 20)
-//!     .vectors(2)                      // interrupts that each peer has
+//!     .vectors(2)                      // interrupt vectors of each peer
 //!     .start()?;
 //! # server.stopper()?.stop();
 //! server.run()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//! QEMU attaches by `-chardev socket,path=PATH,id=ID -device
-//! ivshmem-doorbell,vectors=2,chardev=ID`. In the guest it is the PCI device 1af4:1110: BAR 0
-//! has its own id at 8 and the doorbell at 12, to which `peer << 16 | vector` is written; BAR 2
-//! is the memory.
+//! A QEMU attaches with `-chardev socket,path=PATH,id=ID -device
+//! ivshmem-doorbell,vectors=2,chardev=ID`. In the guest, the device is the PCI device 1af4:1110.
+//! BAR 0 has the guest's own id at offset 8, and the doorbell at offset 12: the guest writes
+//! `peer << 16 | vector` there, with 32 bits. BAR 2 is the memory.
 //!
 //! # A client
 //! ```
@@ -45,7 +45,7 @@
 //! for event in client.wait(Some(Duration::from_secs(1)))? {
 //!     match event {
 //!         Event::Joined { peer, .. } => client.ring(peer, 0)?,
-//!         Event::Rung { vector, .. } => println!("rung on vector {vector}"),
+//!         Event::Rung { vector, .. } => println!("interrupted on vector {vector}"),
 //!         other => println!("{other:?}"),
 //!     }
 //! }
@@ -53,13 +53,13 @@
 //! # serving.join().unwrap()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//! [`client`] has the rest: doorbells and vectors for other threads, and what a bad server
-//! can do.
+//! The module [`client`] has more: doorbells and vectors for other threads, and what a hostile
+//! server can do.
 //!
-//! # In a loop of your own
+//! # In an event loop
 //! A [`Server`] and a [`Client`] are one pollable descriptor each ([`AsFd`](std::os::fd::AsFd)).
-//! When it is readable, `dispatch` does what there is to do, never waits, and says what
-//! happened. With a loop that is level-triggered (poll, select, calloop, glib) that is all:
+//! When it is readable, `dispatch` does what there is to do, and returns what happened. It never
+//! waits. A level-triggered loop (poll, select, calloop, glib) needs no more than that:
 //! ```
 //! # use std::os::fd::AsFd;
 //! # use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -80,16 +80,23 @@
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//! One that is edge-triggered (tokio, mio) dispatches until `is_ready` says that nothing is
-//! left; `examples/tokio_server.rs` and `examples/mio_server.rs` are whole programs.
+//! A loop that reports changes only (edge-triggered, such as mio) dispatches until `is_ready` is
+//! false, and serves its other descriptors and timers between two dispatches:
+//! `examples/mio_server.rs` is a whole program. Without that, a client that connects and closes
+//! without end keeps the loop for ever.
+//!
+//! For tokio the feature `tokio` has `AsyncServer` and `AsyncClient`, which do all this:
+//! `examples/tokio_server.rs` and `examples/tokio_client.rs`.
 //!
 //! # What it does not do
-//! The library starts no thread, installs no signal handler, changes no limit, and prints
-//! nothing; it logs through the `log` crate. A server needs one descriptor for each client,
-//! and one for each vector of each client, so raise `RLIMIT_NOFILE` for many.
+//! The library starts no thread, installs no signal handler, changes no limit, and prints nothing.
+//! It logs through the crate `log`. (`AsyncClient::connect` uses a thread of tokio's.) A server
+//! needs one descriptor for each client, and one for each vector of each client. For many clients,
+//! raise the limit `RLIMIT_NOFILE`.
 //!
 //! # Requirements
-//! The library depends on libc, log, nix and thiserror only. Rust 1.85 or newer, Linux with glibc.
+//! The library depends on libc, log, nix and thiserror only; with the feature `tokio`, also on
+//! tokio. Rust 1.85 or newer, Linux with glibc.
 
 pub mod client;
 #[doc(hidden)]
@@ -101,6 +108,8 @@ mod memory;
 mod protocol;
 mod server;
 mod sys;
+#[cfg(feature = "tokio")]
+mod tokio;
 
 pub use client::Client;
 pub use error::{Chain, Error, ErrorKind};
@@ -110,6 +119,8 @@ pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
 pub use server::{
     Applicant, Builder, Credentials, Event, LeaveReason, Peer, Refusal, Server, Stats, Stopper,
 };
+#[cfg(feature = "tokio")]
+pub use tokio::{AsyncClient, AsyncServer};
 
 // The examples of the README are tests.
 #[cfg(doctest)]

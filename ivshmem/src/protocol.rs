@@ -8,9 +8,32 @@
 #![forbid(unsafe_code)]
 
 /// The protocol version: the value of the first message.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+/// # std::thread::spawn(move || server.run());
+/// use std::io::Read;
+///
+/// let mut first = [0; 8];
+/// std::os::unix::net::UnixStream::connect(&path)?.read_exact(&mut first)?;
+/// assert_eq!(i64::from_le_bytes(first), ivshmem::PROTOCOL_VERSION);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const PROTOCOL_VERSION: i64 = 0;
 
 /// The largest number of vectors that a peer can have: MSI-X has no more.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// use ivshmem::{MAX_VECTORS, Server};
+///
+/// assert!(Server::builder().socket_path(&path).vectors(MAX_VECTORS + 1).start().is_err());
+/// assert!(Server::builder().socket_path(&path).vectors(MAX_VECTORS).start().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const MAX_VECTORS: u32 = 2048;
 
 /// The value of the message that carries the shared memory.

@@ -13,7 +13,7 @@ mod socket;
 
 pub(crate) use eventfd::take_count;
 pub(crate) use mapping::Mapping;
-pub(crate) use receive::receive;
+pub(crate) use receive::{RECEIVE_FDS, Received, peek, receive};
 pub(crate) use send::{Run, SendBuffer};
 pub(crate) use socket::{peer_groups, refuse_descriptors, unread_bytes};
 

@@ -44,7 +44,8 @@ fn the_kind_of_an_error_says_who_is_to_act() {
     for (error, kind) in [
         (Error::UnknownPeer { peer: 1 }, ErrorKind::InvalidArgument),
         (Error::Closed, ErrorKind::Closed),
-        (Error::Version { version: 1 }, ErrorKind::Protocol),
+        (Error::Version { version: 2 }, ErrorKind::Protocol),
+        (Error::Refused { value: 1, what: "the protocol version" }, ErrorKind::Refused),
         (Error::MemoryKind { kind: "a pipe" }, ErrorKind::Memory),
         (Error::Truncated, ErrorKind::System),
     ] {

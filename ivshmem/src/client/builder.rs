@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! How a client connects, and when its greeting is complete.
 //!
-//! # When is it complete?
-//! The protocol has no word for "that was all", and none for how many vectors a peer has.
-//! QEMU's device is told by its user how many it has, goes on when the memory has come, and
-//! connects its vectors as they come; the reference's client does the like. A program that
-//! wants to use its vectors has to know more than that. So, where the caller has not said how
-//! many there are, they are taken to be complete when the first of these comes true:
+//! # When is the greeting complete?
+//! The protocol has no message for that, and none for the number of vectors. QEMU's device gets
+//! the number from its user; it goes on when it has the memory, and connects vectors as they come.
+//! A program wants its vectors at once. So if the caller did not say how many there are, they are
+//! complete when the first of these is true:
 //!
-//! - there are as many as another peer has, whom the server told of before;
-//! - the server goes on to tell of another peer: a server tells of one peer at a time;
+//! - there are as many as another peer has;
+//! - the server goes on to tell of another peer, since it tells of one peer at a time;
 //! - at least one has come, and then nothing more for the quiet time.
 //!
-//! Only the first client of all has to wait for the third. If it was a mistake nothing is
-//! lost: vectors that come later are added, and are an event.
+//! Only the first client of a server has to wait for the third. If it comes too early, nothing is
+//! lost: vectors that come later are added, and reported as events.
 
 #![forbid(unsafe_code)]
 
@@ -29,11 +28,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, setsockopt, 
 use nix::sys::time::TimeVal;
 
 use super::peers::{Change, PeerTable};
-use super::reader::Reader;
-use super::{Client, Error};
+use super::{Client, Connection, Error};
 use crate::sys::milliseconds;
 
-/// What a client is to be. Made by [`Client::builder`].
+/// How a client connects. Made by [`Client::builder`].
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -49,6 +47,10 @@ use crate::sys::milliseconds;
 ///     .memory_size(4 << 20)
 ///     .connect_timeout(Duration::from_secs(5))
 ///     .connect(&path)?;
+/// assert_eq!(client.vectors(), 2);
+///
+/// // Without the number of vectors, the end of the greeting is recognised by a pause.
+/// let client = Client::builder().quiet_time(Duration::from_millis(50)).connect(&path)?;
 /// assert_eq!(client.vectors(), 2);
 /// # stopper.stop();
 /// # serving.join().unwrap()?;
@@ -74,32 +76,33 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The client is connected once it has this many vectors of its own. It saves waiting for
-    /// the [quiet time](Self::quiet_time). If the server gives more they are used as well.
+    /// The number of vectors that the server gives to each peer. The greeting is complete when the
+    /// client has so many. This saves the [quiet time](Self::quiet_time). If the server gives more,
+    /// they are used as well.
     ///
-    /// 0 is a client that is connected when it has the memory, and hears of all else,
-    /// the peers that were there before included, as events.
+    /// With 0, the greeting is complete when the client has the memory. All else is reported as
+    /// events, also the peers that joined before.
     ///
-    /// If it is not said, it is found out: see the [module](super#when-the-greeting-is-complete).
+    /// By default, the client [finds out](super#when-the-greeting-is-complete) how many there are.
     pub fn vectors(mut self, vectors: u32) -> Self {
         self.vectors = Some(vectors);
         self
     }
 
-    /// The shared memory must be of this size, in bytes. Any will do if it is not said.
+    /// The size that the shared memory must have, in bytes. By default, every size is accepted.
     pub fn memory_size(mut self, bytes: u64) -> Self {
         self.memory_size = Some(bytes);
         self
     }
 
-    /// Connecting and the greeting together may take this long; 10 s if it is not said.
+    /// The time limit for the connection and the greeting together. Defaults to 10 s.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Nothing for this long after a vector of its own means that there are no more; 100 ms if
-    /// it is not said. It counts only where [`vectors`](Self::vectors) is not said.
+    /// The vectors are complete if nothing comes for this long after a vector. Defaults to 100 ms.
+    /// It has no effect if [`vectors`](Self::vectors) is set.
     pub fn quiet_time(mut self, time: Duration) -> Self {
         self.quiet = time;
         self
@@ -108,34 +111,34 @@ impl Builder {
     /// Connects to the server at this path.
     ///
     /// # Errors
-    /// What is wrong with the path, the server, its greeting or its memory: every [`Error`]
-    /// but those of a client that is connected.
+    /// What is wrong with the path, the server, its greeting or its memory: each [`Error`] that is
+    /// not about the use of a connected client.
     pub fn connect(&self, path: impl AsRef<Path>) -> Result<Client, Error> {
         let deadline = Instant::now().checked_add(self.limit);
-        self.greet(connect(path.as_ref(), self.limit, deadline)?, deadline)
+        let socket = connect(path.as_ref(), self.limit, deadline)?;
+        self.greet(Connection::new(socket.into()), deadline)
     }
 
-    /// Takes a stream socket that is connected to a server, of which nothing has been read.
-    /// It becomes non-blocking.
+    /// Takes a stream socket that is connected to a server, and of which nothing has been read.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn adopt(&self, socket: impl Into<OwnedFd>) -> Result<Client, Error> {
         let deadline = Instant::now().checked_add(self.limit);
-        let socket = UnixStream::from(socket.into());
-        socket
-            .set_nonblocking(true)
-            .map_err(|source| Error::System { action: "use the socket", source })?;
-        self.greet(socket, deadline)
+        let connection = Connection::new(socket.into());
+        self.greet(connection, deadline)
     }
 
-    /// Without a deadline it waits for as long as it takes.
-    fn greet(&self, socket: UnixStream, deadline: Option<Instant>) -> Result<Client, Error> {
-        let mut reader = Reader::default();
+    /// Reads the greeting. Without a deadline, there is no time limit.
+    fn greet(
+        &self,
+        mut connection: Connection,
+        deadline: Option<Instant>,
+    ) -> Result<Client, Error> {
         let mut table = PeerTable::default();
-        // The server went on to tell of another peer after our own vectors.
+        // Whether the server went on to tell of another peer after the client's own vectors.
         let mut passed = false;
-        // A signal must not start the quiet time anew.
+        // The quiet time counts from here, also when a signal interrupts the wait.
         let mut last_message = Instant::now();
         while !self.is_complete(&table, passed) {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -143,7 +146,7 @@ impl Builder {
                 let missing = table.missing(self.vectors);
                 return Err(Error::Timeout { limit: self.limit, missing });
             }
-            if let Some(message) = reader.next(&socket)? {
+            if let Some(message) = connection.next()? {
                 last_message = Instant::now();
                 match table.apply(message)? {
                     Change::Peer(_) => passed = !table.own.is_empty(),
@@ -160,7 +163,7 @@ impl Builder {
                 break;
             }
             let time = left.into_iter().chain(quiet).min();
-            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, milliseconds(time)) {
                 Ok(0) if guessing && quiet == time => break,
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -173,10 +176,10 @@ impl Builder {
             }
         }
         for entry in table.peers.values_mut() {
-            // Of the others, who are still being told of, the caller hears when they are whole.
+            // A peer that is not complete yet is reported when it is.
             entry.announced = entry.vectors.len() >= table.own.len();
         }
-        Client::new(socket, reader, table)
+        Client::new(connection, table)
     }
 
     fn check_memory(&self, table: &PeerTable) -> Result<(), Error> {
@@ -207,7 +210,7 @@ fn connect(path: &Path, limit: Duration, deadline: Option<Instant>) -> Result<Un
     if path.as_os_str().is_empty() {
         return Err(long());
     }
-    // It would end the path, or at its start make it no path at all.
+    // A zero byte would end the path, or make it an abstract name.
     if path.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(failed(Errno::EINVAL));
     }
@@ -218,9 +221,9 @@ fn connect(path: &Path, limit: Duration, deadline: Option<Instant>) -> Result<Un
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .map_err(failed)?;
     loop {
-        // connect(2) blocks while the server's queue of connections is full, for as long as this
-        // option says, and a signal starts that time anew. So what is left is set each time. 0
-        // would mean no limit.
+        // connect(2) blocks while the server's queue of connections is full. This option limits
+        // the time; 0 would be no limit. After a signal the whole time counts again, so it is
+        // set to the rest before each attempt.
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let micros = left.unwrap_or(limit).as_micros().clamp(1, 1_000_000_000_000_000);
         let time = TimeVal::new((micros / 1_000_000) as i64, (micros % 1_000_000) as i64);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::{MAX_VECTORS, PROTOCOL_VERSION};
 
-/// What sort of error an [`Error`] is: enough to decide whether to try again, and whom to ask.
+/// The kind of an [`Error`]. It tells whether another attempt makes sense, and where to look.
 ///
 /// ```
 /// use ivshmem::client::{Client, ErrorKind};
@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Timeout,
     /// The server closed the connection. Connecting again later may help.
     Closed,
+    /// The server refused this client. Its log has the reason.
+    Refused,
     /// The server broke the protocol. It is not an ivshmem server, or it has a bug.
     Protocol,
     /// The shared memory cannot be used.
@@ -50,6 +52,7 @@ impl fmt::Display for ErrorKind {
             Self::Connect => "cannot connect",
             Self::Timeout => "timed out",
             Self::Closed => "connection closed",
+            Self::Refused => "refused by the server",
             Self::Protocol => "protocol violation",
             Self::Memory => "unusable shared memory",
             Self::System => "system call failed",
@@ -111,6 +114,19 @@ pub enum Error {
         /// Bytes of the message that were received.
         bytes: usize,
     },
+    /// The server refused this client: it sent a value that no client accepts, in place of the
+    /// protocol version (1), or of the id or the memory (-2).
+    #[error(
+        "the server refused this client (it sent {value} in place of {what}); its log has the \
+         reason: it may have no id or descriptor left, apply a limit or an access rule, or be \
+         ending"
+    )]
+    Refused {
+        /// The value that it sent.
+        value: i64,
+        /// What was due.
+        what: &'static str,
+    },
     /// The connection failed.
     #[error("cannot receive from the server")]
     Receive {
@@ -151,10 +167,11 @@ pub enum Error {
         /// How many it must have.
         right: usize,
     },
-    /// Descriptors were lost between the server and this process.
+    /// The kernel did not pass on all descriptors that the server sent.
     #[error(
-        "this process cannot take all descriptors that the server sent: it has too many open files \
-         (raise RLIMIT_NOFILE)"
+        "the kernel could not give this process a descriptor that the server sent: the process has \
+         too many open files (raise RLIMIT_NOFILE), or a security module such as SELinux or \
+         AppArmor forbids it"
     )]
     Truncated,
     /// The descriptor of a vector is not an eventfd.
@@ -270,7 +287,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What sort of error it is.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::SocketPathLength { .. }
@@ -282,6 +299,7 @@ impl Error {
             Self::Connect { .. } => ErrorKind::Connect,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Closed => ErrorKind::Closed,
+            Self::Refused { .. } => ErrorKind::Refused,
             Self::CutShort { .. }
             | Self::Version { .. }
             | Self::Unexpected { .. }
@@ -299,8 +317,18 @@ impl Error {
         }
     }
 
-    /// Whether the server closed the connection without an error before. Connecting again later
-    /// may help.
+    /// Whether the server just closed the connection, between two messages. A client that connects
+    /// again later may have success.
+    ///
+    /// ```
+    /// use ivshmem::client::{Client, Error};
+    ///
+    /// let (client, server) = std::os::unix::net::UnixStream::pair()?;
+    /// drop(server);
+    /// let error = Client::adopt(client).unwrap_err();
+    /// assert!(error.is_closed() && matches!(error, Error::Closed));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed)
     }

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use super::Error;
+use super::untrusted::Untrusted;
 use crate::sys::Mapping;
 
 /// A handle to the shared memory, which is mapped whole.
@@ -120,8 +121,8 @@ macro_rules! numbers {
 
 impl Memory {
     /// Maps the object that the server sent as the shared memory.
-    pub(super) fn new(descriptor: OwnedFd) -> Result<Self, Error> {
-        let stat = status(&descriptor)?;
+    pub(super) fn new(descriptor: Untrusted) -> Result<Self, Error> {
+        let stat = status(descriptor.as_fd())?;
         let kind = match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFREG if stat.st_size > 0 => None,
             SFlag::S_IFREG => Some("empty"),
@@ -134,6 +135,7 @@ impl Memory {
         if let Some(kind) = kind {
             return Err(Error::MemoryKind { kind });
         }
+        let descriptor = descriptor.keep();
         let failed = |action| move |source| Error::Memory { action, source };
         let len =
             usize::try_from(stat.st_size).map_err(|_| failed("map")(Errno::EOVERFLOW.into()))?;
@@ -162,6 +164,19 @@ impl Memory {
     /// Checks that the memory is still as large as the mapping. Sealed memory always is, and costs
     /// no system call.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # std::thread::spawn(move || server.run());
+    /// # let client = ivshmem::Client::connect(&path)?;
+    /// let memory = client.memory();
+    /// if !memory.is_sealed() {
+    ///     memory.check()?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::MemoryShrank`].
     pub fn check(&self) -> Result<(), Error> {
@@ -169,7 +184,7 @@ impl Memory {
             return Ok(());
         }
         let mapped = self.len() as u64;
-        let size = u64::try_from(status(&self.0.descriptor)?.st_size).unwrap_or(0);
+        let size = u64::try_from(status(self.0.descriptor.as_fd())?.st_size).unwrap_or(0);
         if size < mapped { Err(Error::MemoryShrank { mapped, size }) } else { Ok(()) }
     }
 
@@ -208,7 +223,22 @@ impl Memory {
     ///
     /// A slice of it is sound only while no thread, process or guest writes to that part of the
     /// memory (for a mutable slice: or reads it), and while the memory does not shrink. This
-    /// library cannot make sure of either.
+    /// library cannot make sure of either. A volatile access needs only that it does not shrink.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # std::thread::spawn(move || server.run());
+    /// # let client = ivshmem::Client::connect(&path)?;
+    /// let memory = client.memory();
+    /// memory.store_u8(7, 42)?;
+    /// memory.check()?;
+    /// // SAFETY: 7 is less than `len`, and the memory did not shrink.
+    /// let byte = unsafe { memory.as_ptr().add(7).read_volatile() };
+    /// assert_eq!(byte, 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn as_ptr(&self) -> *mut u8 {
         self.0.mapping.as_ptr()
     }
@@ -231,6 +261,6 @@ impl AsRawFd for Memory {
     }
 }
 
-fn status(descriptor: &OwnedFd) -> Result<FileStat, Error> {
+fn status(descriptor: BorrowedFd<'_>) -> Result<FileStat, Error> {
     fstat(descriptor).map_err(|errno| Error::Memory { action: "look at", source: errno.into() })
 }

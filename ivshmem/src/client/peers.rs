@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! What the client was told: its id, the memory, who is here and how to ring them.
+//! What the server told the client: its id, the memory, and the vectors of each peer.
 //!
-//! Every rule of the protocol about what a server may say is in here; whatever breaks one is
-//! an error, and its descriptors are closed. There is no socket in here.
+//! All rules of the protocol for a server are here. A message that breaks one is an error, and its
+//! descriptors are closed. This module must not know the socket.
 //!
-//! The order after the version and the id is the server's to choose, as in QEMU's device:
-//! the reference says the memory, the others, one's own vectors.
+//! After the version and the id, the server may choose the order, as with QEMU's device. The
+//! reference sends the memory, then the other peers, then the client's own vectors.
 
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 
-use super::reader::Message;
+use super::connection::Message;
 use super::vector::Doorbell;
 use super::{Error, Memory};
-use crate::{MAX_VECTORS, PROTOCOL_VERSION};
+use crate::protocol::{MAX_VECTORS, MEMORY, PROTOCOL_VERSION, REFUSED_VALUE, REFUSED_VERSION};
 
-/// A peer, and whether the caller knows of it.
+/// The vectors of a peer, and whether the peer was reported to the caller.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     pub(super) vectors: Vec<Doorbell>,
@@ -32,7 +32,7 @@ pub(super) enum Change {
     Own,
     /// A vector of a peer was added.
     Peer(u16),
-    /// A peer left; whether it had been announced.
+    /// A peer left. The flag says whether it had been reported.
     Left(u16, bool),
 }
 
@@ -40,19 +40,19 @@ pub(super) enum Change {
 pub(super) struct PeerTable {
     greeted: bool,
     pub(super) id: Option<u16>,
-    /// Until the client takes it.
+    /// None again when the client has taken it.
     pub(super) memory: Option<Memory>,
-    /// The memory was told of; there is only one.
+    /// Whether the memory has come. There is only one.
     has_memory: bool,
     pub(super) own: Vec<Doorbell>,
     pub(super) peers: BTreeMap<u16, Entry>,
-    /// How many peers have a given number of vectors. Without it, each message of the greeting
-    /// would have to look at all peers.
+    /// The number of peers that have a given number of vectors. Without it, each message of the
+    /// greeting would need a look at all peers.
     with_vectors: BTreeMap<usize, usize>,
 }
 
 impl PeerTable {
-    /// The most vectors that any peer has, this client not counted. None without a peer.
+    /// The largest number of vectors of a peer, without this client. None without a peer.
     pub(super) fn most_vectors(&self) -> Option<usize> {
         self.with_vectors.last_key_value().map(|(&vectors, _)| vectors)
     }
@@ -72,8 +72,8 @@ impl PeerTable {
         }
     }
 
-    /// What is to come next, where `vectors` were asked for, for a message about its not having
-    /// come.
+    /// What the client is waiting for, for the message of a timeout. `vectors` is the number that
+    /// the caller asked for.
     pub(super) fn missing(&self, vectors: Option<u32>) -> String {
         let own = self.own.len();
         match vectors {
@@ -92,24 +92,33 @@ impl PeerTable {
     pub(super) fn apply(&mut self, message: Message) -> Result<Change, Error> {
         let value = message.value;
         if !self.greeted {
-            if value != PROTOCOL_VERSION {
-                return Err(Error::Version { version: value });
+            const WHAT: &str = "the protocol version";
+            match value {
+                PROTOCOL_VERSION => message.bare(WHAT)?,
+                REFUSED_VERSION => return Err(Error::Refused { value, what: WHAT }),
+                version => return Err(Error::Version { version }),
             }
-            message.bare("the protocol version")?;
             self.greeted = true;
             return Ok(Change::Greeting);
         }
         let Some(own) = self.id else {
+            const WHAT: &str = "the client's id";
+            if value == REFUSED_VALUE {
+                return Err(Error::Refused { value, what: WHAT });
+            }
             let id = u16::try_from(value).map_err(|_| Error::Unexpected {
                 value,
                 expected: "the client's id (0 to 65535)",
             })?;
-            message.bare("the client's id")?;
+            message.bare(WHAT)?;
             self.id = Some(id);
             return Ok(Change::Greeting);
         };
-        if value == crate::protocol::MEMORY {
+        if value == MEMORY {
             return self.apply_memory(message);
+        }
+        if value == REFUSED_VALUE && !self.has_memory {
+            return Err(Error::Refused { value, what: "the shared memory" });
         }
         let peer = u16::try_from(value).map_err(|_| Error::Unexpected {
             value,
@@ -137,7 +146,7 @@ impl PeerTable {
                 if vector == MAX_VECTORS {
                     return Err(Error::TooManyVectors { peer });
                 }
-                // A peer whose first vector is none is not known.
+                // A peer is added only with its first vector.
                 let doorbell = doorbell.ok_or(Error::NotAnEventfd { peer, vector })?;
                 if peer == own {
                     self.own.push(doorbell);

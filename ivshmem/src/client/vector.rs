@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The two ends of an interrupt: a doorbell to ring, and a vector to wait on.
+//! The two ends of an interrupt: a doorbell to ring, and a vector to wait for.
 //!
-//! Both are an eventfd, shared with whoever else was given it, and so is its `O_NONBLOCK`. It
-//! should be set, and is set here, but anybody can clear it, and QEMU does, on each that it
-//! receives, for a moment. So nothing here relies on it to look at a vector.
+//! Both are an eventfd, which other processes share, and with it the flag `O_NONBLOCK`. The flag is
+//! set here, but every process that has the eventfd can clear it. QEMU does so for a moment with
+//! each eventfd that it receives. So nothing here relies on the flag.
+//!
+//! This module must not know peers, or how a descriptor came.
 
 #![forbid(unsafe_code)]
 
@@ -20,11 +22,12 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd;
 
 use super::Error;
+use super::untrusted::Untrusted;
 use crate::sys;
 
-/// A vector of a peer, to be rung. It may be cloned, and moved to another thread.
+/// A handle that interrupts a peer on one vector. It can be cloned and sent to other threads.
 ///
-/// It stays good to ring after its peer has left; nobody hears it then.
+/// It can be used after its peer has left; it has no effect then.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -46,17 +49,15 @@ pub struct Doorbell(Arc<OwnedFd>);
 
 impl Doorbell {
     /// Takes a descriptor that came as a vector, if it is an eventfd. None if it is not.
-    pub(super) fn new(fd: OwnedFd) -> nix::Result<Option<Self>> {
-        // To write to what is no eventfd could block for ever, or raise a signal. No file,
-        // pipe or socket has a mode without a type, but an eventfd has.
-        if fstat(&fd)?.st_mode & SFlag::S_IFMT.bits() != 0 {
+    pub(super) fn new(fd: Untrusted) -> nix::Result<Option<Self>> {
+        if !is_eventfd(fd.as_fd())? {
             return Ok(None);
         }
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         if !flags.contains(OFlag::O_NONBLOCK) {
             fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
-        Ok(Some(Self(Arc::new(fd))))
+        Ok(Some(Self(Arc::new(fd.keep()))))
     }
 
     /// Interrupts the peer. A peer that sees the ring also sees what this thread wrote to the
@@ -70,15 +71,15 @@ impl Doorbell {
     /// # Errors
     /// [`Error::System`] when the descriptor cannot be written, which an eventfd always can.
     pub fn ring(&self) -> Result<(), Error> {
-        // The check is F_GETFL and not poll(2), which costs twice as much: QEMU and attackers make
-        // an eventfd blocking, but it nearly always is not.
+        // The check is F_GETFL because poll(2) costs twice as much, and is rarely needed: only QEMU
+        // (for a moment) and attackers make an eventfd blocking.
         let flags = fcntl(&self.0, FcntlArg::F_GETFL).map_err(cannot_ring)?;
         if !OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK) && !self.is_writable()? {
             return Ok(());
         }
         match unistd::write(&*self.0, &1u64.to_ne_bytes()) {
             Ok(_) => Ok(()),
-            // It is full: it has been rung, and was not read since.
+            // The eventfd is full: the peer was interrupted, and has not read it since.
             Err(Errno::EAGAIN) => Ok(()),
             Err(errno) => Err(cannot_ring(errno)),
         }
@@ -94,6 +95,18 @@ impl Doorbell {
                 Err(errno) => return Err(cannot_ring(errno)),
             }
         }
+    }
+}
+
+/// Whether a descriptor is an eventfd. A write to another kind of file could block or raise a
+/// signal. An epoll instance or a timer could be readable all the time.
+fn is_eventfd(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    // The name of a file on disk begins with a slash there, so no such file has this name.
+    match fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
+        Ok(name) => Ok(name.as_os_str() == "anon_inode:[eventfd]"),
+        // There is no /proc. Files, pipes and sockets have a type in their mode; an eventfd has
+        // none, like an epoll instance or a timer.
+        Err(_) => Ok(fstat(fd)?.st_mode & SFlag::S_IFMT.bits() == 0),
     }
 }
 
@@ -113,22 +126,23 @@ impl AsRawFd for Doorbell {
     }
 }
 
-/// The most waits that sleep at once before another one looks.
+/// At most so many waits sleep without a poll before one polls again.
 const MOST_SLEEPY: u32 = 1024;
 
-/// A vector of the client's own, taken out of it to be waited on by itself: the fast way, and
-/// if need be in a thread of its own. Made by [`Client::vector`](super::Client::vector).
+/// One vector of the client, taken out of it. This is the fastest way to wait for an interrupt, and
+/// it works in a thread of its own. Made by [`Client::vector`](super::Client::vector).
 ///
-/// While there is one, [`Client::wait`](super::Client::wait) does not tell of this vector;
-/// when it is dropped, the client does so again, also of what nobody had seen.
+/// While it exists, [`Client::wait`](super::Client::wait) does not report interrupts on this
+/// vector. When it is dropped, the client reports them again, and also those that were not waited
+/// for.
 ///
 /// # What a wait costs
-/// A wait that sleeps is one system call and being woken. It does not take the count out of
-/// the eventfd, since that would be one more: so it can tell that the vector was rung, and not
-/// how often.
+/// A wait is one system call, and the time until the kernel runs the thread again. It does not read
+/// the eventfd, which would be a second system call. So it tells that there was an interrupt, and
+/// not how many.
 ///
-/// Most of the time goes into being woken. Where a processor can be spared, a wait that first
-/// [looks](Self::spin) for a while saves that.
+/// Most of the time passes until the thread runs again. If a processor is free,
+/// [polling](Self::spin) before the sleep saves that time.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -152,21 +166,21 @@ const MOST_SLEEPY: u32 = 1024;
 pub struct Vector {
     eventfd: Doorbell,
     number: u32,
-    /// The client's, which this vector goes back to.
+    /// The client's epoll instance, which watches the vector again when this is dropped.
     home: Arc<Epoll>,
-    /// What a wait sleeps on, made by the first: an epoll that tells of each ring once, read or
-    /// not (edge-triggered).
+    /// What a wait sleeps on; the first wait makes it. It is edge-triggered, so it reports each
+    /// interrupt once, even if nobody reads the eventfd.
     edge: Option<Epoll>,
-    /// The longest that a wait looks before it sleeps.
+    /// How long a wait polls at most before it sleeps.
     longest: Duration,
-    /// Waits that are to sleep at once.
+    /// How many of the next waits sleep without a poll.
     sleepy: u32,
-    /// What `sleepy` becomes when looking is in vain once more.
+    /// The value of `sleepy` after the next poll that finds nothing.
     penalty: u32,
 }
 
 impl Vector {
-    /// Takes a vector out of the client that watches it by `home`.
+    /// Takes a vector out of the client, which watches it with `home`.
     pub(super) fn new(eventfd: Doorbell, number: u32, home: Arc<Epoll>) -> Result<Self, Error> {
         match home.delete(&eventfd) {
             Ok(()) => {}
@@ -189,21 +203,34 @@ impl Vector {
         self.number
     }
 
-    /// Has each wait look again and again, for `longest` at most, before it sleeps; 0, which it
-    /// is if it is not said, is to sleep at once. Some 20 µs are enough for a peer that answers
-    /// at once.
+    /// Lets each wait poll for `longest` at most before it sleeps. Defaults to 0: sleep without a
+    /// poll. About 20 µs are enough for a peer that answers at once.
     ///
-    /// It needs a processor for itself: on one that the peer has to wait for, it is slower. So
-    /// each time that it was in vain, twice as many of the waits that follow sleep at once, up
-    /// to 1,024.
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+    /// # std::thread::spawn(move || server.run());
+    /// use std::time::Duration;
+    ///
+    /// let client = ivshmem::Client::connect(&path)?;
+    /// let mut vector = client.vector(0)?.spin(Duration::from_micros(20));
+    /// client.ring(client.id(), 0)?;
+    /// assert!(vector.wait(None)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// It needs a free processor. If the peer has to wait for that processor, polling is slower
+    /// than sleeping. So after each poll that found nothing, twice as many of the next waits sleep
+    /// without a poll, up to 1,024.
     pub fn spin(mut self, longest: Duration) -> Self {
         self.longest = longest;
         self
     }
 
-    /// How often it was rung since the last time that this was asked, without waiting. What a
-    /// [`wait`](Self::wait) told of counts as well. To wait by asking again and again is
-    /// quicker still, and takes a processor.
+    /// The number of interrupts since the last `take`, without waiting. It includes those that a
+    /// [`wait`](Self::wait) has reported. A loop of calls reacts even faster than `wait`, and uses
+    /// a whole processor.
     ///
     /// # Errors
     /// [`Error::System`] when the descriptor cannot be read, which an eventfd always can.
@@ -211,13 +238,13 @@ impl Vector {
         take(&self.eventfd)
     }
 
-    /// Waits until it is rung; whether it was, within `timeout`, which is rounded up to
-    /// milliseconds. No timeout is no limit. What was rung since the last `wait` or
+    /// Waits for an interrupt. Returns false if there was none within `timeout`, which is rounded
+    /// up to milliseconds. None is no time limit. An interrupt since the last `wait` or
     /// [`take`](Self::take) counts.
     ///
     /// # Errors
-    /// [`Error::System`]: at the first wait when no descriptor is left, else for no reason that
-    /// is known. A signal is none.
+    /// [`Error::System`]: at the first wait, if no descriptor is left; later, for no known reason.
+    /// A signal is no error.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool, Error> {
         let start = timeout.map(|_| Instant::now());
         let edge = match &mut self.edge {
@@ -257,9 +284,9 @@ impl Vector {
 }
 
 impl AsFd for Vector {
-    /// The eventfd, for a loop of the caller's own: readable from the first ring until
-    /// [`take`](Vector::take), which is to be called then. [`wait`](Vector::wait) does not make it
-    /// unreadable. Read it by `take` only: another process can make the eventfd blocking.
+    /// The eventfd, for an event loop. It is readable from the first interrupt until
+    /// [`take`](Vector::take) is called; [`wait`](Vector::wait) does not change that. Read it with
+    /// `take` only: another process can make the eventfd blocking.
     ///
     /// ```
     /// # use std::os::fd::AsFd;
@@ -293,8 +320,8 @@ impl AsRawFd for Vector {
 impl Drop for Vector {
     fn drop(&mut self) {
         if let Some(edge) = &self.edge {
-            // What was waited for is still in the count, and not to be told of again. But a ring
-            // may come after the look, and be taken: then the count has grown.
+            // Interrupts that `wait` reported are still in the count, and the client must not
+            // report them again. An interrupt may also come after `look`; then the count has grown.
             let before = count(&self.eventfd).unwrap_or(0);
             let unseen = look(edge, &self.eventfd, EpollTimeout::ZERO).unwrap_or(false);
             let taken = self.take().unwrap_or(0);
@@ -313,16 +340,16 @@ fn failed(errno: Errno) -> Error {
     Error::System { action: "wait on a vector", source: errno.into() }
 }
 
-/// An epoll that tells once of each time that `eventfd` is written to.
+/// Makes an epoll instance that reports each write to `eventfd` once.
 fn watch(eventfd: &Doorbell) -> Result<Epoll, Error> {
     let edge = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-    // Whether it can be written to is how `look` knows that it is full.
+    // Without EPOLLOUT, `look` knows that the eventfd is full.
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
     edge.add(eventfd, EpollEvent::new(flags, 0)).map_err(failed)?;
     Ok(edge)
 }
 
-/// Sleeps for `time` at most; whether `eventfd` was written to since the last time.
+/// Sleeps for `time` at most. Returns whether `eventfd` was written to since the last call.
 #[inline]
 fn look(edge: &Epoll, eventfd: &Doorbell, time: impl Into<EpollTimeout>) -> Result<bool, Error> {
     let mut events = [EpollEvent::empty()];
@@ -332,20 +359,21 @@ fn look(edge: &Epoll, eventfd: &Doorbell, time: impl Into<EpollTimeout>) -> Resu
         Err(errno) => return Err(failed(errno)),
     };
     if !flags.contains(EpollFlags::EPOLLOUT) {
-        // A full one takes no more rings, so nobody would be woken again. Only somebody who
-        // means it can fill it.
+        // A full eventfd takes no more writes, so there would be no more wake-ups. No peer fills
+        // one by mistake.
         take(eventfd)?;
     }
     Ok(flags.contains(EpollFlags::EPOLLIN))
 }
 
-/// How often an eventfd was written to; 0 if it was not.
+/// Reads an eventfd: how often it was written to, or 0.
 pub(super) fn take(eventfd: &Doorbell) -> Result<u64, Error> {
     sys::take_count(eventfd.as_fd())
         .map_err(|source| Error::System { action: "read a vector", source })
 }
 
-/// What `take` would find, left there. None where /proc does not tell (`proc_pid_fdinfo(5)`).
+/// What `take` would return, without reading the eventfd. None without /proc
+/// (`proc_pid_fdinfo(5)`).
 fn count(eventfd: &Doorbell) -> Option<u64> {
     let path = format!("/proc/self/fdinfo/{}", eventfd.0.as_raw_fd());
     let text = fs::read_to_string(path).ok()?;

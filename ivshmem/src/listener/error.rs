@@ -11,6 +11,13 @@ use nix::errno::Errno;
 use crate::error::{ErrorKind, errno_of};
 
 /// Why a server cannot listen.
+///
+/// ```
+/// use ivshmem::{Error, ListenerError, Server};
+///
+/// let error = Server::builder().socket_path("x".repeat(200)).start().unwrap_err();
+/// assert!(matches!(error, Error::Listener(ListenerError::PathLength { limit: 107, .. })));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

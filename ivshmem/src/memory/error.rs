@@ -12,6 +12,14 @@ use super::size::MAX_SIZE;
 use crate::error::{ErrorKind, errno_of};
 
 /// Why the shared memory cannot be served.
+///
+/// ```
+/// use ivshmem::{Error, MemoryError, MemorySource, Server};
+///
+/// let memory = MemorySource::Posix("a/b".into());
+/// let error = Server::builder().socket_path("/nowhere").memory(memory).start().unwrap_err();
+/// assert!(matches!(error, Error::Memory(MemoryError::Name { .. })));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
