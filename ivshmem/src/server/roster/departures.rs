@@ -30,6 +30,11 @@ impl Departures {
         self.log.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.log.capacity()
+    }
+
     pub(super) fn has_grown(&self) -> bool {
         self.grown
     }
