@@ -16,6 +16,9 @@ use super::vector::Doorbell;
 use super::{Error, Memory};
 use crate::{MAX_VECTORS, PROTOCOL_VERSION};
 
+#[cfg(test)]
+mod tests;
+
 /// A peer, and whether the caller knows of it.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
