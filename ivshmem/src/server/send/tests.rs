@@ -189,32 +189,39 @@ fn tcp() -> (TcpStream, TcpStream) {
     (server, client)
 }
 
-#[test]
-fn a_partial_write_counts_as_sent_and_its_rest_comes_next() {
+/// Sends single messages to a new TCP connection until it is full, and then the rest and one more
+/// message. Returns whether the write that filled the connection was partial.
+fn fill_and_go_on() -> bool {
     let (mut server, client) = tcp();
     server.write_all(&[0; 3]).expect("there is room");
     let mut sender = Sender::new();
-    let (mut next, mut partial, mut received) = (0, None, Vec::new());
-    let mut partials = 0;
-    for step in 0..20_000 {
-        let (sent, verdict) =
-            send_numbers(&mut sender, server.as_fd(), &mut partial, next, RUN, RUN);
-        next += sent as u64;
-        if let Some(Partial { value, sent }) = partial {
-            partials += 1;
-            assert_eq!((value, verdict), ((next - 1).to_le_bytes(), Verdict::Full));
-            assert!((1..8).contains(&sent));
-        }
-        if verdict == Verdict::Full {
-            received.extend(drain(&client));
-        }
-        if partials >= 3 && partial.is_none() {
-            break;
-        }
-        assert!(step < 19_999, "{partials} partial writes in {next} messages");
+    let (mut next, mut partial) = (0, None);
+    let mut send = |next: &mut u64, partial: &mut _| {
+        let (sent, verdict) = send_numbers(&mut sender, server.as_fd(), partial, *next, 1, 1);
+        *next += sent as u64;
+        verdict
+    };
+    while send(&mut next, &mut partial) != Verdict::Full {}
+    let was_partial = partial.is_some();
+    if let Some(Partial { value, sent }) = partial {
+        assert_eq!(value, (next - 1).to_le_bytes());
+        assert!((1..8).contains(&sent));
+    }
+    let mut received = drain(&client);
+    let before = next;
+    while next == before {
+        send(&mut next, &mut partial);
+        received.extend(drain(&client));
     }
     drop(server);
     client.set_nonblocking(false).expect("a socket");
     received.extend(drain(&client));
     assert_eq!(numbers(&received[3..]), (0..next).collect::<Vec<_>>());
+    was_partial
+}
+
+#[test]
+fn a_partial_write_counts_as_sent_and_its_rest_comes_next() {
+    // Nearly every connection is full inside a message, but the kernel does not promise it.
+    assert!((0..100).any(|_| fill_and_go_on()), "no partial write on 100 connections");
 }
