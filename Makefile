@@ -11,7 +11,7 @@ PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full deny advisories msrv bench soak fuzz install uninstall header clean
+.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install uninstall header clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -43,6 +43,9 @@ deny: ## Check the licences, versions and sources of all dependencies
 advisories: ## Check all dependencies for known vulnerabilities (downloads the database)
 	@scripts/cargo-tool cargo-deny
 	$(CARGO) deny --locked --all-features check advisories
+
+mutants: ## Check that the tests notice changes of the code: AREAS="roster client send admission"
+	@scripts/mutants $(AREAS)
 
 msrv: ## Build both packages with the oldest Rust that is supported
 	@scripts/msrv

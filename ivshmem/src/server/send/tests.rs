@@ -225,3 +225,34 @@ fn a_partial_write_counts_as_sent_and_its_rest_comes_next() {
     // Nearly every connection is full inside a message, but the kernel does not promise it.
     assert!((0..100).any(|_| fill_and_go_on()), "no partial write on 100 connections");
 }
+
+/// Completes partial writes on a new TCP connection until it is full, and then the last one.
+/// Returns whether the connection took a part of that last one.
+fn complete_until_full() -> bool {
+    let (mut server, client) = tcp();
+    server.write_all(&[0; 3]).expect("there is room");
+    let mut expected = vec![0; 3];
+    for number in 0..u64::MAX {
+        let value = number.to_le_bytes();
+        expected.extend(&value[1..]);
+        let mut partial = Some(Partial { value, sent: 1 });
+        let Err(verdict) = complete(server.as_fd(), &mut partial) else { continue };
+        assert_eq!(verdict, Verdict::Full);
+        let in_two = partial.is_some_and(|partial| partial.sent > 1);
+        let mut received = drain(&client);
+        while complete(server.as_fd(), &mut partial).is_err() {
+            received.extend(drain(&client));
+        }
+        drop(server);
+        client.set_nonblocking(false).expect("a socket");
+        received.extend(drain(&client));
+        assert_eq!(received, expected);
+        return in_two;
+    }
+    unreachable!("the connection is full at some time")
+}
+
+#[test]
+fn the_rest_of_a_partial_write_can_be_sent_in_two_parts() {
+    assert!((0..100).any(|_| complete_until_full()), "no partial write on 100 connections");
+}
