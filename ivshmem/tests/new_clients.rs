@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! What the server does with new connections, through the public interface of the library.
 
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -54,4 +55,14 @@ fn one_dispatch_spends_half_of_its_budget_on_new_clients_at_most() {
     }
     assert_eq!(server.stats().joined, 50);
     assert!(server.is_listening());
+}
+
+#[test]
+fn a_connection_that_waits_when_the_server_ends_is_refused() {
+    let (server, socket, _directory) = server(1);
+    let mut client = UnixStream::connect(&socket).expect("the server listens");
+    drop(server);
+    let mut bytes = Vec::new();
+    client.read_to_end(&mut bytes).expect("the server closed the connection");
+    assert_eq!(bytes, 1i64.to_le_bytes(), "version 1, which ends a QEMU with an error");
 }
