@@ -11,7 +11,7 @@ PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full msrv bench soak fuzz install uninstall header clean
+.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install uninstall header clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -36,6 +36,17 @@ check: ## Install what the tests need, then run all checks and tests
 check-full: ## Run the tests of the largest sizes, in a virtual machine
 	@scripts/check-full $(ARGS)
 
+deny: ## Check the licences, versions and sources of all dependencies
+	@scripts/cargo-tool cargo-deny
+	$(CARGO) deny --locked --all-features check bans licenses sources
+
+advisories: ## Check all dependencies for known vulnerabilities (downloads the database)
+	@scripts/cargo-tool cargo-deny
+	$(CARGO) deny --locked --all-features check advisories
+
+mutants: ## Check that the tests notice changes of the code: AREAS="roster client send admission"
+	@scripts/mutants $(AREAS)
+
 msrv: ## Build both packages with the oldest Rust that is supported
 	@scripts/msrv
 
@@ -44,20 +55,20 @@ bench: ## Run the benchmarks: OTHER=/path/to/another/ivshmem-server to compare w
 	$(CARGO) bench --bench scale -- $(if $(OTHER),--other $(OTHER))
 	$(CARGO) bench --bench hostile
 
-soak: ## Let clients join, stall and die for some minutes: SOAK_SECONDS=180 SOAK_SEED=
+soak: ## Connect, stall and kill random clients for some minutes: SOAK_SECONDS=180 SOAK_SEED=
 	@scripts/rust && scripts/need cc:gcc
 	SOAK_SECONDS=$(or $(SOAK_SECONDS),180) $(CARGO) test --release --test soak -- --nocapture
 
 fuzz: ## Fuzz the parsers, the server and the client: FUZZ_SECONDS=60 for each target
 	@scripts/rust && scripts/need cc:gcc c++:g++
-	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	@scripts/cargo-tool cargo-fuzz
 	set -e; for target in number command_line interleave client; do \
 		mkdir -p fuzz/corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target \
 			-- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=400 -timeout=60; \
 	done
 
-# It builds nothing: root, who installs, may have no Rust. Run `make` first.
+# It builds nothing, because root may have no Rust. Run `make` first.
 install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
 	install -m 755 $(addprefix $(TARGET)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)

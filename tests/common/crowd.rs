@@ -20,8 +20,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg};
 
-use super::user::as_user;
 use super::daemon::Daemon;
+use super::user::as_user;
 use super::view::{Ids, View};
 
 /// The most messages that one call reads.

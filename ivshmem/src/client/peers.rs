@@ -16,6 +16,9 @@ use super::vector::Doorbell;
 use super::{Error, Memory};
 use crate::protocol::{MAX_VECTORS, MEMORY, PROTOCOL_VERSION, REFUSED_VALUE, REFUSED_VERSION};
 
+#[cfg(test)]
+mod tests;
+
 /// The vectors of a peer, and whether the peer was reported to the caller.
 #[derive(Debug, Default)]
 pub(super) struct Entry {

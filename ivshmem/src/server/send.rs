@@ -15,6 +15,9 @@ use nix::sys::socket::{MsgFlags, send};
 use crate::protocol::{MESSAGE, REFUSED_VALUE, REFUSED_VERSION};
 use crate::sys;
 
+#[cfg(test)]
+mod tests;
+
 /// The number of messages in one call, at most. A socket of the default size holds 278.
 pub(super) const RUN: usize = 256;
 

@@ -22,8 +22,9 @@ struct Control {
     padding: RawFd,
 }
 
-const DESCRIPTOR: u32 = size_of::<RawFd>() as u32;
 const _: () = {
+    // In here, because Rust 1.85 takes it for unused elsewhere.
+    const DESCRIPTOR: u32 = size_of::<RawFd>() as u32;
     // SAFETY: both are arithmetic on their argument; they touch no memory.
     let (space, len) = unsafe { (libc::CMSG_SPACE(DESCRIPTOR), libc::CMSG_LEN(DESCRIPTOR)) };
     assert!(size_of::<Control>() == space as usize);

@@ -45,6 +45,11 @@ impl Departures {
         self.owners.keys().copied()
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.log.capacity()
+    }
+
     pub(super) fn has_grown(&self) -> bool {
         self.grown
     }

@@ -7,6 +7,7 @@ use proptest::test_runner::Config;
 use super::{Message, Roster};
 use crate::protocol::ID_SPACE;
 
+mod lookups;
 mod model;
 use model::World;
 
