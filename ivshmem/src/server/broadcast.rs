@@ -245,10 +245,18 @@ impl Broadcast {
             if sent >= limit {
                 break Verdict::More;
             }
-            let most = core.room(index, batch.min(limit - sent));
+            let mut most = core.clients.payload(index).unread.room();
             if most == 0 {
-                break Verdict::Full;
+                let pending = core.clients.behind(index).min((limit - sent) as u64) as usize;
+                if pending == 0 {
+                    break Verdict::Done;
+                }
+                most = core.ask_for_room(index, pending);
+                if most == 0 {
+                    break Verdict::Full;
+                }
             }
+            let most = most.min(batch).min(limit - sent);
             let clients = &core.clients;
             let socket = clients.payload(index).socket.as_fd();
             let (count, verdict) = self.sender.send(socket, &mut partial, most, |run, most| {

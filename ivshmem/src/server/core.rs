@@ -200,18 +200,11 @@ impl Core {
         clients + self.lingering.len() as u64 + self.closer.parked() as u64
     }
 
-    /// The number of messages that the client at `index` may be sent now, `want` at most. 0 if
-    /// it has too many unread messages; then epoll reports when it has read.
-    #[inline]
-    pub(super) fn room(&mut self, index: usize, want: usize) -> usize {
-        match self.clients.payload(index).unread.room() {
-            0 => self.ask_for_room(index, want),
-            room => room.min(want),
-        }
-    }
-
+    /// Raises the limit of a client that has as many unread messages as it may have. Returns the
+    /// number of messages that it may be sent now, `want` at most. With 0, epoll reports when it
+    /// has read.
     #[cold]
-    fn ask_for_room(&mut self, index: usize, want: usize) -> usize {
+    pub(super) fn ask_for_room(&mut self, index: usize, want: usize) -> usize {
         let key = self.clients.key(index);
         let mut swept = false;
         loop {

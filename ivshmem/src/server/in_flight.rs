@@ -22,8 +22,8 @@
 //! used up, the server asks for each client that holds a part of it, and takes back what is not
 //! needed any more.
 //!
-//! A client that has not read what it was sent gets only the first half of the pool. So clients
-//! that never read leave the other half to those that do.
+//! A client that has not read what it was sent before gets only from the first half of the pool.
+//! So clients that never read leave the other half to those that do.
 //!
 //! # A client that has reached its limit
 //! epoll reports a socket as writable when a quarter of its buffer is used, or less. With the
@@ -68,13 +68,15 @@ pub(super) struct Unread {
     count: u32,
     /// The largest number allowed: the allowance and the client's part of the pool.
     limit: u32,
+    /// It has read what it was sent since it last got a part of the pool.
+    reads: bool,
     /// Its socket has the smallest buffer.
     is_narrow: bool,
 }
 
 impl Unread {
     pub(super) fn new() -> Self {
-        Self { count: 0, limit: ALLOWANCE, is_narrow: false }
+        Self { count: 0, limit: ALLOWANCE, reads: false, is_narrow: false }
     }
 
     /// Messages that may be sent without asking.
@@ -125,8 +127,11 @@ impl Drop for Unread {
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     holders: Vec<Key>,
-    /// Messages sent by clients at their limit since the last look at all holders.
+    /// Messages to clients at their limit since the last look at all holders.
     since_sweep: usize,
+    /// How many holders there were at the last look, and how many messages they gave back.
+    swept: usize,
+    reclaimed: usize,
     /// Whether the kernel exempts this process, as of the last look at all holders.
     exempt: Option<bool>,
     /// The usual size of a socket's buffer.
@@ -134,21 +139,27 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// The clients that hold a part of the pool, if it is time to look at all of them: each look
-    /// has a price, so it must be worth it. The caller calls [`reclaim`](Self::reclaim) for each.
+    /// The clients that hold a part of the pool, if it is time to look at all of them: a look
+    /// costs a system call for each, so if the last one was not worth it, the next one has to
+    /// wait. The caller calls [`reclaim`](Self::reclaim) for each.
     pub(super) fn sweep(&mut self) -> Option<Vec<Key>> {
-        if self.since_sweep < self.holders.len() {
+        let paid = self.reclaimed >= self.swept;
+        if !paid && self.since_sweep < 4 * self.holders.len() {
             return None;
         }
         self.since_sweep = 0;
+        self.reclaimed = 0;
+        self.swept = self.holders.len();
         self.exempt = None;
         Some(std::mem::take(&mut self.holders))
     }
 
     /// Takes back what a client does not need any more.
     pub(super) fn reclaim(&mut self, key: Key, unread: &mut Unread, socket: &UnixStream) {
+        let before = unread.limit;
         unread.refresh(socket);
         unread.give_back();
+        self.reclaimed += (before - unread.limit) as usize;
         if unread.holds_part() {
             self.holders.push(key);
         }
@@ -165,18 +176,21 @@ impl InFlight {
     ) -> usize {
         unread.refresh(socket);
         self.since_sweep += ALLOWANCE as usize;
-        let wanted = (unread.count + want as u32).clamp(unread.limit, MOST.max(unread.limit));
-        if wanted > unread.limit {
-            let most = MOST.saturating_sub(unread.limit);
-            let part = (wanted - unread.limit).max(PART).min(most);
-            // All but the last message were read: it is a client that reads.
-            let got = self.take(part, unread.count <= 1);
+        if unread.count <= 1 {
+            unread.reads = true;
+        }
+        if unread.room() < want {
+            let missing = (want - unread.room()) as u32;
+            let part = missing.max(PART).min(MOST.saturating_sub(unread.limit));
+            let got = self.take(part, unread.reads);
             if got > 0 && !unread.holds_part() {
                 self.holders.push(key);
             }
             unread.limit += got;
             self.since_sweep += got as usize;
-            if got >= PART.min(part) {
+            if got >= PART {
+                // It has to read again before it may have more.
+                unread.reads = false;
                 self.widen(unread, socket);
             }
         }
@@ -333,7 +347,7 @@ mod tests {
         for _ in 0..ALLOWANCE {
             assert_eq!(other.read(&mut bytes[..8]).expect("an unread message"), 8);
         }
-        assert!(fill(&mut budget, &mut unread, &mut socket) > 200, "it has read all before");
+        assert!(fill(&mut budget, &mut unread, &mut socket) > 200, "it had read everything");
         // A client that reads gives back what it held.
         let before = USED.load(Ordering::Relaxed);
         assert!(other.read(&mut bytes).expect("unread messages") >= 8);
