@@ -30,6 +30,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::LeaveReason;
 use super::connection::{Clients, Connection};
 use super::core::{Core, Turn};
+use super::in_flight::Room;
 use super::rate_limit::RateLimit;
 use super::roster::{Key, Message};
 use super::send::{RUN, Sender, Verdict};
@@ -128,8 +129,9 @@ impl Broadcast {
     pub(super) fn retry(&mut self, core: &mut Core, memory: BorrowedFd<'_>, turn: &mut Turn) {
         let mut exhausted = false;
         for index in 0..core.clients.len() {
-            if !matches!(core.clients.payload(index).verdict, Verdict::Exhausted(_)) {
-                continue;
+            match core.clients.payload(index).verdict {
+                Verdict::Exhausted(_) | Verdict::Waiting => {}
+                _ => continue,
             }
             if turn.budget == 0 {
                 core.reactor.arm();
@@ -148,7 +150,7 @@ impl Broadcast {
                     core.reactor.arm();
                 }
                 Verdict::More => self.queue.push_back(core.clients.key(index)),
-                Verdict::Done | Verdict::Full | Verdict::Broken(_) => {}
+                Verdict::Done | Verdict::Full | Verdict::Waiting | Verdict::Broken(_) => {}
             }
         }
     }
@@ -251,10 +253,11 @@ impl Broadcast {
                 if pending == 0 {
                     break Verdict::Done;
                 }
-                most = core.ask_for_room(index, pending);
-                if most == 0 {
-                    break Verdict::Full;
-                }
+                most = match core.ask_for_room(index, pending) {
+                    Room::Messages(most) => most,
+                    Room::AfterReading => break Verdict::Full,
+                    Room::Later => break Verdict::Waiting,
+                };
             }
             let most = most.min(batch).min(limit - sent);
             let clients = &core.clients;
@@ -296,6 +299,11 @@ impl Broadcast {
                 if !core.reactor.arm() {
                     // The timer cannot be set, so wait for epoll, which reports the socket as
                     // writable at once.
+                    core.clients.payload_mut(index).verdict = Verdict::Full;
+                }
+            }
+            Verdict::Waiting => {
+                if !core.reactor.arm() {
                     core.clients.payload_mut(index).verdict = Verdict::Full;
                 }
             }

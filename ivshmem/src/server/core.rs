@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use super::accounts::Accounts;
 use super::closing::Closer;
 use super::connection::Clients;
-use super::in_flight::{InFlight, Unread};
+use super::in_flight::{InFlight, Room, Unread};
 use super::reactor::{Reactor, Source};
 use super::roster::{Key, Roster};
 use super::{Event, LeaveReason, Stats, send};
@@ -200,25 +200,20 @@ impl Core {
         clients + self.lingering.len() as u64 + self.closer.parked() as u64
     }
 
-    /// Raises the limit of a client that has as many unread messages as it may have. Returns the
-    /// number of messages that it may be sent now, `want` at most. With 0, epoll reports when it
-    /// has read.
+    /// Raises the limit of a client that has as many unread messages as it may have, and `want`
+    /// more pending.
     #[cold]
-    pub(super) fn ask_for_room(&mut self, index: usize, want: usize) -> usize {
+    pub(super) fn ask_for_room(&mut self, index: usize, want: usize) -> Room {
         let key = self.clients.key(index);
         let mut swept = false;
         loop {
             let connection = self.clients.payload_mut(index);
             let (unread, socket) = (&mut connection.unread, &connection.socket);
             let room = self.in_flight.ask(key, unread, socket, want);
-            if room > 0 {
+            if swept || room != Room::Later {
                 return room;
             }
-            let holders = if swept { None } else { self.in_flight.sweep() };
-            let Some(holders) = holders else {
-                self.in_flight.wait_for_reader(unread, socket);
-                return 0;
-            };
+            let Some(holders) = self.in_flight.sweep() else { return room };
             for key in holders {
                 if let Some(index) = self.clients.index(key) {
                     let connection = self.clients.payload_mut(index);

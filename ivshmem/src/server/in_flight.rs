@@ -27,9 +27,9 @@
 //!
 //! # A client that has reached its limit
 //! epoll reports a socket as writable when a quarter of its buffer is used, or less. With the
-//! usual size that would be at once. So the client gets the smallest buffer that the kernel
-//! allows, which holds six messages, and is reported when it has read all but one. It gets the
-//! usual size back when the pool has room again.
+//! usual size, of 278 messages, that would be at once. So the socket gets a buffer of the size of
+//! the limit. A client without a part of the pool waits for the timer first: usually other
+//! clients have read by then, and it gets a part. If not, it goes on with six messages at a time.
 
 #![forbid(unsafe_code)]
 
@@ -58,8 +58,25 @@ const PART: u32 = 32;
 /// The largest limit of a client. The kernel limits a socket of the usual size to 278 messages.
 const MOST: u32 = 320;
 
+/// The largest limit of a client when the pool is used by many.
+const CROWDED: u32 = 70;
+
+/// A limit from which on the socket has its usual buffer.
+const USUAL: u32 = 200;
+
 /// The messages of the pool that all clients of this process hold.
 static USED: AtomicU32 = AtomicU32::new(0);
+
+/// What a client at its limit may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// This number of messages now.
+    Messages(usize),
+    /// Nothing until epoll reports that it has read.
+    AfterReading,
+    /// Nothing until the timer expires: others use the pool.
+    Later,
+}
 
 /// The unread messages of one client.
 #[derive(Debug)]
@@ -70,13 +87,15 @@ pub(super) struct Unread {
     limit: u32,
     /// It has read what it was sent since it last got a part of the pool.
     reads: bool,
-    /// Its socket has the smallest buffer.
-    is_narrow: bool,
+    /// It was told to wait for the timer, and has got no part of the pool since.
+    has_waited: bool,
+    /// The messages that its socket's buffer holds. 0 is the usual size.
+    buffer: u16,
 }
 
 impl Unread {
     pub(super) fn new() -> Self {
-        Self { count: 0, limit: ALLOWANCE, reads: false, is_narrow: false }
+        Self { count: 0, limit: ALLOWANCE, reads: false, has_waited: false, buffer: 0 }
     }
 
     /// Messages that may be sent without asking.
@@ -165,54 +184,72 @@ impl InFlight {
         }
     }
 
-    /// Raises the limit of a client that has reached it. Returns the messages that it may be sent
-    /// now, `want` at most. 0 means that the pool is used up.
+    /// Raises the limit of a client that has reached it, and has `want` more messages pending.
     pub(super) fn ask(
         &mut self,
         key: Key,
         unread: &mut Unread,
         socket: &UnixStream,
         want: usize,
-    ) -> usize {
+    ) -> Room {
         unread.refresh(socket);
         self.since_sweep += ALLOWANCE as usize;
         if unread.count <= 1 {
             unread.reads = true;
         }
         if unread.room() < want {
+            let most = if self.is_crowded() { CROWDED } else { MOST };
             let missing = (want - unread.room()) as u32;
-            let part = missing.max(PART).min(MOST.saturating_sub(unread.limit));
-            let got = self.take(part, unread.reads);
-            if got > 0 && !unread.holds_part() {
-                self.holders.push(key);
-            }
-            unread.limit += got;
-            self.since_sweep += got as usize;
-            if got >= PART {
+            let part = missing.max(PART).min(most.saturating_sub(unread.limit));
+            let got = if part > 0 { self.take(part, unread.reads) } else { 0 };
+            if got > 0 {
+                if !unread.holds_part() {
+                    self.holders.push(key);
+                }
+                unread.limit += got;
+                self.since_sweep += got as usize;
                 // It has to read again before it may have more.
                 unread.reads = false;
-                self.widen(unread, socket);
+                unread.has_waited = false;
             }
         }
-        unread.room().min(want)
-    }
-
-    /// Makes epoll report a client that has reached its limit as writable only when it has read
-    /// almost everything.
-    pub(super) fn wait_for_reader(&mut self, unread: &mut Unread, socket: &UnixStream) {
-        if !unread.is_narrow {
-            if let Ok(size) = getsockopt(socket, sockopt::SndBuf) {
-                self.usual_size = size;
-                // If this fails, the socket is reported at once, and this is tried again.
-                unread.is_narrow = setsockopt(socket, sockopt::SndBuf, &0).is_ok();
-            }
+        let room = unread.room();
+        // A few messages at a time would cost more than they are worth.
+        if room >= want || room as u32 >= unread.limit / 2 {
+            self.set_buffer(unread, socket);
+            return Room::Messages(room.min(want));
         }
+        if unread.holds_part() || std::mem::replace(&mut unread.has_waited, true) {
+            self.set_buffer(unread, socket);
+            return Room::AfterReading;
+        }
+        Room::Later
     }
 
-    fn widen(&self, unread: &mut Unread, socket: &UnixStream) {
-        if unread.is_narrow {
-            // The kernel doubles the value.
-            unread.is_narrow = setsockopt(socket, sockopt::SndBuf, &(self.usual_size / 2)).is_err();
+    /// Whether so much of the pool is used that a client gets no more than a small part.
+    fn is_crowded(&self) -> bool {
+        USED.load(Ordering::Relaxed) > POOL / 4
+    }
+
+    /// Makes the socket's buffer as large as its limit, so that epoll reports it as writable when
+    /// three quarters of that were read.
+    fn set_buffer(&mut self, unread: &mut Unread, socket: &UnixStream) {
+        let wanted = if unread.limit < USUAL { unread.limit as u16 } else { 0 };
+        if unread.buffer == wanted {
+            return;
+        }
+        if self.usual_size == 0 {
+            let Ok(size) = getsockopt(socket, sockopt::SndBuf) else { return };
+            self.usual_size = size;
+        }
+        // The kernel doubles the value, and its minimum is the size of 6 messages.
+        let size = match wanted {
+            0 => self.usual_size / 2,
+            messages => usize::from(messages) * charge() / 2,
+        };
+        // If this fails, the socket is reported at once, and this is tried again.
+        if setsockopt(socket, sockopt::SndBuf, &size).is_ok() {
+            unread.buffer = wanted;
         }
     }
 
@@ -294,7 +331,10 @@ mod tests {
         let mut sent = 0;
         while sent < 300 {
             let room = match unread.room() {
-                0 => budget.ask(Key::from_u64(1), unread, socket, 300 - sent),
+                0 => match budget.ask(Key::from_u64(1), unread, socket, 300 - sent) {
+                    Room::Messages(room) => room,
+                    Room::AfterReading | Room::Later => 0,
+                },
                 room => room.min(300 - sent),
             };
             if room == 0 {
@@ -347,7 +387,7 @@ mod tests {
         for _ in 0..ALLOWANCE {
             assert_eq!(other.read(&mut bytes[..8]).expect("an unread message"), 8);
         }
-        assert!(fill(&mut budget, &mut unread, &mut socket) > 200, "it had read everything");
+        assert!(fill(&mut budget, &mut unread, &mut socket) > 60, "it had read everything");
         // A client that reads gives back what it held.
         let before = USED.load(Ordering::Relaxed);
         assert!(other.read(&mut bytes).expect("unread messages") >= 8);
@@ -355,11 +395,11 @@ mod tests {
             assert!(other.read(&mut bytes).expect("unread messages") >= 8);
         }
         assert_eq!(unread.limit, ALLOWANCE);
-        assert!(USED.load(Ordering::Relaxed) <= before - 200);
+        assert!(USED.load(Ordering::Relaxed) <= before - 60);
 
         // A socket at its limit is writable only when it was read.
-        let (socket, other, unread) = &mut clients[0];
-        budget.wait_for_reader(unread, socket);
+        let (socket, other, unread) = clients.last_mut().expect("there are some");
+        assert_eq!(budget.ask(Key::from_u64(1), unread, socket, 100), Room::AfterReading);
         let writable = |socket: &UnixStream| {
             use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];

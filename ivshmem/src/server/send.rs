@@ -33,6 +33,8 @@ pub(super) enum Verdict {
     /// The system cannot send now: too many descriptors of this user are in flight, or there is
     /// no memory. No event reports when it can.
     Exhausted(Errno),
+    /// Other clients use the in-flight budget. The timer tells when to try again.
+    Waiting,
     /// The connection cannot be used any more.
     Broken(Errno),
 }
