@@ -7,6 +7,7 @@
 // Each test program compiles this module and uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod cgroup;
 pub(crate) mod checked_client;
 pub(crate) mod crowd;
 pub(crate) mod daemon;
