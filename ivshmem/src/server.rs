@@ -354,6 +354,7 @@ impl Drop for Server {
             connection.hang_up(clients.greeting_left(index));
         }
         self.admission.close(&mut self.core);
+        self.core.close_all();
     }
 }
 

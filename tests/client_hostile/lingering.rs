@@ -5,8 +5,6 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
@@ -17,6 +15,7 @@ use ivshmem::client::{Error, Event};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::lingering_socket::Lingering;
 use super::{PATIENCE, Wrong, alone, client, connected, eventfd, memory};
 
 /// How long close(2) would sleep.
@@ -24,31 +23,6 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// The time limit for the client; it needs some milliseconds.
 const AT_ONCE: Duration = Duration::from_secs(2);
-
-/// A TCP socket whose last close(2) sleeps, since its peer does not read.
-struct Lingering {
-    socket: TcpStream,
-    _peer: TcpStream,
-}
-
-impl Lingering {
-    fn new(time: Duration) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        setsockopt(&listener, sockopt::RcvBuf, &4096).expect("a small buffer");
-        let address = listener.local_addr().expect("it is bound");
-        let mut socket = TcpStream::connect(address).expect("it listens");
-        setsockopt(&socket, sockopt::SndBuf, &4096).expect("a small buffer");
-        let (peer, _) = listener.accept().expect("a connection");
-        socket.set_nonblocking(true).expect("it is a socket");
-        let full = socket.write_all(&[0; 1 << 20]).expect_err("it takes no more than its buffer");
-        assert_eq!(full.kind(), ErrorKind::WouldBlock);
-        socket.set_nonblocking(false).expect("it is a socket");
-        let seconds = i32::try_from(time.as_secs()).expect("a short time");
-        let linger = libc::linger { l_onoff: 1, l_linger: seconds };
-        setsockopt(&socket, sockopt::Linger, &linger).expect("it is a socket");
-        Self { socket, _peer: peer }
-    }
-}
 
 /// Runs `act`, which must not sleep.
 #[track_caller]
@@ -63,7 +37,7 @@ fn at_once<T>(what: &str, act: impl FnOnce() -> T) -> T {
 /// The error of a client whose server sends a lingering socket and keeps no copy of it. It must come at once.
 #[track_caller]
 fn refused_at_once(what: &str, speak: impl FnOnce(&Wrong, BorrowedFd<'_>)) -> Error {
-    let Lingering { socket: lingering, _peer } = Lingering::new(LINGER);
+    let Lingering { socket: lingering, peer: _peer } = Lingering::new(LINGER);
     let (server, socket) = Wrong::pair();
     speak(&server, lingering.as_fd());
     drop(lingering);
@@ -145,7 +119,7 @@ fn a_lingering_socket_in_an_unread_message_does_not_make_the_client_sleep() {
         });
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");
 
-        let Lingering { socket: lingering, _peer } = Lingering::new(LINGER);
+        let Lingering { socket: lingering, peer: _peer } = Lingering::new(LINGER);
         let (server, client) = connected();
         server.give(7, lingering);
         at_once("the end of a client", || drop(client));
@@ -155,7 +129,7 @@ fn a_lingering_socket_in_an_unread_message_does_not_make_the_client_sleep() {
 #[test]
 fn a_lingering_socket_that_comes_later_does_not_make_dispatch_sleep() {
     alone(|| {
-        let Lingering { socket: lingering, _peer } = Lingering::new(LINGER);
+        let Lingering { socket: lingering, peer: _peer } = Lingering::new(LINGER);
         let (server, mut client) = connected();
         server.give(7, lingering);
         let events = at_once("a dispatch", || client.wait(Some(PATIENCE))).expect("it works");
@@ -239,7 +213,7 @@ fn with_room_for<T>(descriptors: usize, act: impl FnOnce() -> T) -> T {
 #[test]
 fn a_lingering_socket_for_which_no_descriptor_is_left_does_not_make_connect_sleep() {
     alone(|| {
-        let Lingering { socket: lingering, _peer } = Lingering::new(LINGER);
+        let Lingering { socket: lingering, peer: _peer } = Lingering::new(LINGER);
         let (server, socket) = Wrong::pair();
         server.greet();
         server.vectors(9, 4);
@@ -253,7 +227,7 @@ fn a_lingering_socket_for_which_no_descriptor_is_left_does_not_make_connect_slee
 #[test]
 fn a_lingering_socket_for_which_a_connected_client_has_no_descriptor_does_not_make_it_sleep() {
     alone(|| {
-        let Lingering { socket: lingering, _peer } = Lingering::new(LINGER);
+        let Lingering { socket: lingering, peer: _peer } = Lingering::new(LINGER);
         let (server, mut client) = connected();
         server.give(9, lingering);
         with_room_for(0, || {

@@ -10,6 +10,8 @@
 mod descriptors;
 mod greeting;
 mod lingering;
+#[path = "../common/lingering.rs"]
+mod lingering_socket;
 mod peers;
 mod waiting;
 

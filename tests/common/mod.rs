@@ -11,6 +11,7 @@ pub(crate) mod cgroup;
 pub(crate) mod checked_client;
 pub(crate) mod crowd;
 pub(crate) mod daemon;
+pub(crate) mod lingering;
 pub(crate) mod peer;
 pub(crate) mod program;
 pub(crate) mod qtest;

@@ -189,6 +189,21 @@ impl Core {
         }
     }
 
+    /// Closes all connections at the end of the server. Each of them may have data that its client
+    /// sent and the server has not seen.
+    pub(super) fn close_all(&mut self) {
+        for (_, Lingering { socket, .. }) in std::mem::take(&mut self.lingering) {
+            self.closer.close(socket);
+        }
+        while let Some(last) = self.clients.len().checked_sub(1) {
+            // The last one: no other has to move.
+            let key = self.clients.key(last);
+            if let Some((_, connection)) = self.clients.leave(key) {
+                self.closer.close(connection.socket);
+            }
+        }
+    }
+
     /// Frees the ids of which no connected client was told.
     pub(super) fn forget_ids(&mut self) {
         self.clients.forget();
