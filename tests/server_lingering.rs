@@ -139,7 +139,7 @@ fn on_an_older_kernel_lingering_sockets_in_the_backlog_delay_no_join(target: Tar
     let old = Old::start(target);
     let mut crowd = Crowd::new(old.server.socket_path(), 1);
     join(&mut crowd);
-    old.server.signal(Signal::SIGSTOP);
+    old.server.pause();
     let (streams, _peers) = attack(&old.server, 3);
     drop(streams);
     let (_kept, _others) = attack(&old.server, 3);
@@ -151,7 +151,7 @@ fn on_an_older_kernel_lingering_sockets_in_the_backlog_delay_no_join(target: Tar
 fn on_an_older_kernel_lingering_sockets_do_not_delay_the_end(target: Target) {
     // The server ends before it could look at connections in the backlog.
     let old = Old::start(target);
-    old.server.signal(Signal::SIGSTOP);
+    old.server.pause();
     let (_streams, _peers) = attack(&old.server, 2);
     old.server.signal(Signal::SIGTERM);
     old.server.signal(Signal::SIGCONT);
@@ -173,7 +173,7 @@ fn on_an_older_kernel_lingering_sockets_do_not_delay_the_end(target: Target) {
     crowd.add_outside_client(0);
     crowd.add_outside_client(1);
     join(&mut crowd);
-    old.server.signal(Signal::SIGSTOP);
+    old.server.pause();
     let peers: Vec<_> = clients
         .iter()
         .map(|client| {

@@ -260,6 +260,17 @@ impl Daemon {
         kill(self.pid(), signal).expect("it is our child");
     }
 
+    /// Stops the daemon with SIGSTOP, and returns when it has stopped. SIGCONT continues it.
+    #[track_caller]
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        wait_for("the daemon has stopped", || {
+            let stat = text_of(Path::new(&format!("/proc/{}/stat", self.pid())));
+            // "t" if strace traces it.
+            (stat.contains(") T ") || stat.contains(") t ")).then_some(())
+        });
+    }
+
     /// Waits until the daemon ends.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {
