@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! A soak test of several servers: churn, stalls, slow readers, killed clients, hostile clients,
-//! servers without free descriptors, and killed servers.
+//! ended clients that keep their sockets, clients that connect and close without end, servers
+//! without free descriptors, and killed servers.
 //!
 //! Each client checks each message that it receives. At each checkpoint all clients read all
 //! messages, and then each view must equal the roster. `SOAK_SECONDS` is the duration (`make
@@ -48,6 +49,10 @@ struct Sum {
     leaves: u64,
     kills: u64,
     hostile: u64,
+    /// Clients that were removed and keep their sockets.
+    ended: u64,
+    /// Connections that close at once, or as soon as they are admitted.
+    knocks: u64,
     limits: u64,
     refused: u64,
     servers: u64,
@@ -93,8 +98,9 @@ fn after_churn_stalls_and_kills_every_view_is_correct(target: Target) {
         scenario.end(&mut sum);
     }
     println!("{target:?}, {:.0?}: {sum:?}", start.elapsed());
-    let Sum { joins, leaves, kills, hostile, limits, messages, compared, .. } = sum;
-    let least = [joins, leaves, kills, hostile, limits, messages, compared].into_iter().min();
+    let Sum { joins, leaves, kills, hostile, ended, knocks, limits, messages, compared, .. } = sum;
+    let counts = [joins, leaves, kills, hostile, ended, knocks, limits, messages, compared];
+    let least = counts.into_iter().min();
     assert!(least > Some(0), "a kind of action never happened: {sum:?}");
 }
 

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -27,6 +27,7 @@ fn hard_limit() -> u64 {
 const CLIENTS: u64 = 12;
 const CHILDREN: usize = 3;
 const NON_READERS: usize = 4;
+const ENDED: usize = 60;
 
 /// The time limit until all clients have received everything on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,6 +47,8 @@ pub(crate) struct Scenario {
     children: Vec<Killed>,
     /// Connected clients that never read.
     non_readers: Vec<UnixStream>,
+    /// Clients that the server has removed. They keep their sockets and read nothing.
+    ended: Vec<UnixStream>,
     /// Whether the server's descriptors were limited since the last checkpoint.
     was_limited: bool,
 }
@@ -63,18 +66,27 @@ impl Drop for Killed {
 impl Scenario {
     pub(crate) fn new(target: Target, vectors: u16) -> Self {
         let daemon = target.builder().vectors(vectors).start();
-        let (clients, children, non_readers) = Default::default();
-        Self { daemon, vectors, clients, children, non_readers, was_limited: false }
+        let (clients, children, non_readers, ended) = Default::default();
+        Self { daemon, vectors, clients, children, non_readers, ended, was_limited: false }
     }
 
     fn connect(&self) -> UnixStream {
         UnixStream::connect(self.daemon.socket_path()).expect("the server listens")
     }
 
+    /// Connects, and waits until the server admits this client. None if it does not.
+    fn connect_admitted(&self) -> Option<UnixStream> {
+        let mut stream = self.connect();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).expect("it is a socket");
+        let mut version = [0; 8];
+        stream.read_exact(&mut version).ok()?;
+        (version == [0; 8]).then_some(stream)
+    }
+
     /// Does one pseudo-random action.
     pub(crate) fn act(&mut self, random: &mut Random, sum: &mut Sum) {
         let index = random.below(self.clients.len().max(1) as u64) as usize;
-        match random.below(20) {
+        match random.below(22) {
             0..=4 if (self.clients.len() as u64) < CLIENTS => {
                 let client = CheckedClient::new(self.connect(), self.vectors.into(), false);
                 self.clients.push((client, pace(random)));
@@ -121,6 +133,28 @@ impl Scenario {
                 sum.limits += 1;
             }
             16 => self.limit(hard_limit()),
+            17 if self.ended.len() < ENDED => {
+                for _ in 0..=random.below(10) {
+                    let Some(mut stream) = self.connect_admitted() else { continue };
+                    let _ = stream.write_all(b"!");
+                    self.ended.push(stream);
+                    sum.ended += 1;
+                }
+            }
+            18 => {
+                let index = random.below(self.ended.len() as u64 + 1) as usize;
+                self.ended.truncate(index);
+            }
+            19 => {
+                // Knocks: connects and closes as fast as it can. A quarter waits to be admitted.
+                for number in 0..random.below(60) {
+                    match number % 4 {
+                        0 => drop(self.connect_admitted()),
+                        _ => drop(self.connect()),
+                    }
+                    sum.knocks += 1;
+                }
+            }
             _ => self.read(sum),
         }
     }
@@ -250,6 +284,7 @@ impl Scenario {
         self.clients.clear();
         self.children.clear();
         self.non_readers.clear();
+        self.ended.clear();
         let idle = self.daemon.idle_fds();
         let mut open = 0;
         let back = wait_up_to(PATIENCE, || {
