@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -18,6 +18,7 @@ use common::{PATIENCE, is_asleep, wait_for};
 
 on_each_server! {
     one_user_does_not_use_up_all_descriptors_with_64_vectors,
+    ended_clients_that_keep_their_sockets_do_not_use_up_all_descriptors,
     a_burst_of_one_user_that_came_and_went_fills_only_its_own_queue,
 }
 
@@ -78,6 +79,36 @@ fn one_user_does_not_use_up_all_descriptors_with_64_vectors(target: Target) {
     assert!(output.contains(&refusal), "{output}");
     if target.logs() {
         let holder = format!("uid {ONE} holds most: {held} clients");
+        assert!(output.contains(&holder), "{output}");
+    }
+}
+
+fn ended_clients_that_keep_their_sockets_do_not_use_up_all_descriptors(target: Target) {
+    if !is_root("connect as other users") {
+        return;
+    }
+    let server = target.builder().for_all_users().descriptors(2048).start();
+    let ended: Vec<UnixStream> = as_user(ONE, || {
+        let clients = (0..2048).map(|_| {
+            let mut client = connect(server.socket_path());
+            is_admitted(&client).then(|| {
+                client.write_all(b"!").expect("there is room");
+                client
+            })
+        });
+        clients.map_while(|client| client).collect()
+    });
+    assert!((1900..2048).contains(&ended.len()), "{}", ended.len());
+    let others: Vec<Crowd> = (0..4).map(|user| join_as(OTHER + user, &server, 1)).collect();
+    assert!(!is_admitted(&as_user(ONE, || connect(server.socket_path()))));
+    drop(others);
+    // All that it held comes free.
+    drop(ended);
+    assert!(is_admitted(&as_user(ONE, || connect(server.socket_path()))));
+    let output = server.stop();
+    assert!(output.contains("the last descriptors are reserved"), "{output}");
+    if target.logs() {
+        let holder = format!("uid {ONE} holds most: ");
         assert!(output.contains(&holder), "{output}");
     }
 }
