@@ -67,6 +67,7 @@ fn one_user_does_not_use_up_all_descriptors_with_64_vectors(target: Target) {
         let clients = (0..=most).map(|_| connect(server.socket_path()));
         clients.take_while(is_admitted).collect()
     });
+    println!("{target:?}: the user got {} clients, of {most} that fit", hoard.len());
     assert!(hoard.len() > most - 10 && hoard.len() < most, "{} of {most}", hoard.len());
     // There is room for a client of each of several other users, and still none for this one.
     let others: Vec<Crowd> = (0..3).map(|user| join_as(OTHER + user, &server, 64)).collect();
@@ -98,6 +99,7 @@ fn ended_clients_that_keep_their_sockets_do_not_use_up_all_descriptors(target: T
         });
         clients.map_while(|client| client).collect()
     });
+    println!("{target:?}: {} ended clients", ended.len());
     assert!((1900..2048).contains(&ended.len()), "{}", ended.len());
     let others: Vec<Crowd> = (0..4).map(|user| join_as(OTHER + user, &server, 1)).collect();
     assert!(!is_admitted(&as_user(ONE, || connect(server.socket_path()))));
