@@ -20,6 +20,7 @@ use common::user::as_user;
 on_each_server! {
     clients_that_do_not_read_take_up_a_bounded_amount_of_kernel_memory,
     clients_with_64_vectors_that_do_not_read_take_up_no_more,
+    clients_that_read_at_first_and_then_stop_take_up_no_more,
 }
 
 /// The limit of the server's cgroup. Before there was a bound, 252 clients that did not read filled it.
@@ -69,10 +70,7 @@ fn newcomer(server: &Daemon, vectors: u16) -> Duration {
 /// Starts a server in a cgroup, lets `ended` clients be removed with unread messages, and connects `stalled` more.
 fn attack(target: Target, vectors: u16, ended: usize, stalled: usize, descriptors: u64) {
     let Some(cgroup) = Cgroup::with_limit(LIMIT) else { return };
-    let command = cgroup.command();
-    let command: Vec<&str> = command.iter().map(String::as_str).collect();
-    let builder = target.builder().for_all_users().vectors(vectors).descriptors(descriptors);
-    let mut server = builder.under(&command).start();
+    let server = start(target, vectors, descriptors, &cgroup);
     let idle = cgroup.usage();
 
     // Clients of one batch are sent messages about each other.
@@ -97,7 +95,6 @@ fn attack(target: Target, vectors: u16, ended: usize, stalled: usize, descriptor
         clients.iter().all(|client| unread(client) >= 1).then_some(())
     });
     let longest = (0..3).map(|_| newcomer(&server, vectors)).max().expect("three times");
-    server.assert_running();
     let (usage, peak) = (cgroup.usage(), cgroup.peak());
     let all_unread: u64 = clients.iter().map(unread).sum();
     let kib = |bytes: u64| bytes / 1024;
@@ -110,12 +107,27 @@ fn attack(target: Target, vectors: u16, ended: usize, stalled: usize, descriptor
         kib(peak),
         kib(idle),
     );
-    let bound = idle + TOGETHER + EACH * clients.len() as u64 + MARGIN;
-    assert!(peak < bound, "{} KiB; the bound is {} KiB", kib(peak), kib(bound));
+    check(server, &cgroup, idle, clients.len(), longest);
+    drop(clients);
+}
+
+fn start(target: Target, vectors: u16, descriptors: u64, cgroup: &Cgroup) -> Daemon {
+    let command = cgroup.command();
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let builder = target.builder().for_all_users().vectors(vectors).descriptors(descriptors);
+    builder.under(&command).start()
+}
+
+/// Checks the memory that was charged for this number of clients, and the time of the slowest newcomer. Stops the server.
+#[track_caller]
+fn check(mut server: Daemon, cgroup: &Cgroup, idle: u64, clients: usize, longest: Duration) {
+    server.assert_running();
+    let peak = cgroup.peak();
+    let bound = idle + TOGETHER + EACH * clients as u64 + MARGIN;
+    assert!(peak < bound, "{} KiB; the bound is {} KiB", peak / 1024, bound / 1024);
     // One second on an idle machine.
     assert!(longest < Duration::from_secs(6), "{longest:?}");
     server.stop();
-    drop(clients);
 }
 
 fn clients_that_do_not_read_take_up_a_bounded_amount_of_kernel_memory(target: Target) {
@@ -139,4 +151,33 @@ fn clients_with_64_vectors_that_do_not_read_take_up_no_more(target: Target) {
     {
         attack(target, 64, ended, room - more, limit);
     }
+}
+
+fn clients_that_read_at_first_and_then_stop_take_up_no_more(target: Target) {
+    if !is_root("make a memory cgroup") {
+        return;
+    }
+    const EACH_KIND: usize = 500;
+    let count = 2 * EACH_KIND + 2;
+    let Some((_, limit)) = room_for("clients that stop reading", count, count, 1) else { return };
+    let Some(cgroup) = Cgroup::with_limit(LIMIT) else { return };
+    let server = start(target, 1, limit, &cgroup);
+    let idle = cgroup.usage();
+    let mut first = Crowd::new(server.socket_path(), 1).of_user(ONE);
+    first.connect_many(EACH_KIND);
+    first.settle();
+    first.set_all_reading(false);
+    // The first ones were readers. They are sent messages about the others.
+    let others = connect(server.socket_path(), EACH_KIND);
+    common::wait_for("each client is admitted", || {
+        others.iter().all(|client| unread(client) >= 3).then_some(())
+    });
+    let longest = (0..3).map(|_| newcomer(&server, 1)).max().expect("three times");
+    let of_first: u64 = first.numbers().iter().map(|&number| unread(first.stream(number))).sum();
+    println!(
+        "{target:?}: {EACH_KIND} clients that have stopped reading have {of_first} unread messages; {} KiB at most; a newcomer \
+         is complete after {longest:?}",
+        cgroup.peak() / 1024,
+    );
+    check(server, &cgroup, idle, 2 * EACH_KIND, longest);
 }
