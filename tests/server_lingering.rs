@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::fs;
 use std::io::IoSlice;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
@@ -36,7 +37,7 @@ on_each_server! {
 const LINGER: Duration = Duration::from_secs(60);
 
 /// The time limit for a join, and for the end. 100 ms on an idle machine.
-const AT_ONCE: Duration = Duration::from_secs(3);
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Sends one byte with a descriptor.
 fn send(stream: &UnixStream, fd: &impl AsFd) -> nix::Result<usize> {
@@ -216,5 +217,28 @@ fn on_an_older_kernel_more_of_them_than_threads_delay_nothing(target: Target) {
     drop(streams);
     join(&mut crowd);
     join(&mut crowd);
+    let masks = blocked_signals(&old.server);
+    assert!(!masks.is_empty() && masks.len() <= 64, "{} threads", masks.len());
+    // A signal that the program handles must not be taken by a thread of the library.
+    let handled = [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGALRM, Signal::SIGCHLD];
+    for signal in handled {
+        let bit = 1 << (signal as u32 - 1);
+        assert!(masks.iter().all(|mask| mask & bit != 0), "{signal} is not blocked: {masks:x?}");
+    }
     old.stop();
+}
+
+/// The blocked signals of each thread that closes connections.
+fn blocked_signals(server: &Daemon) -> Vec<u64> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("the server runs");
+    let status = |task: fs::DirEntry| text_of(&task.path().join("status"));
+    let mask = |status: String| {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).map(str::trim);
+        u64::from_str_radix(mask.expect("a mask of signals"), 16).expect("a number")
+    };
+    tasks
+        .map(|task| status(task.expect("an entry")))
+        .filter(|status| status.starts_with("Name:\tivshmem-close\n"))
+        .map(mask)
+        .collect()
 }

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
+
 use super::connection::has_spoken;
 
 /// The threads that may sleep in close(2) at the same time. More connections stay open until one
@@ -67,6 +69,9 @@ impl Closer {
         let (pass, passed) = std::sync::mpsc::sync_channel::<UnixStream>(1);
         sleeping.fetch_add(1, Ordering::Relaxed);
         let count = Arc::clone(&sleeping);
+        // The thread inherits the mask: signals are for the threads of the caller. A call that fails
+        // leaves the mask as it is.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
         let started = thread::Builder::new()
             .name("ivshmem-close".into())
             .stack_size(64 << 10)
@@ -74,6 +79,9 @@ impl Closer {
                 drop(passed.recv());
                 count.fetch_sub(1, Ordering::Relaxed);
             });
+        if let Ok(before) = before {
+            let _ = before.thread_set_mask();
+        }
         match started {
             Ok(_) => pass.send(socket).map_err(|error| error.0),
             Err(_) => {
