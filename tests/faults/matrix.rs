@@ -148,6 +148,7 @@ pub(crate) const MATRIX: &[Row] = &[
         "EINVAL", "EBADF", "ELOOP"]),
     // The server looks in /proc for its own descriptors and privileges, and for the names of clients' programs.
     row(Serve, "openat", DropsNone, 2, &["EMFILE", "ENFILE", "ENOENT", "EACCES", "ENOMEM", "EINTR"]),
+    row(Serve, "statx", DropsNone, 1, &["EACCES", "ENOMEM", "EBADF", "EIO", "ESRCH"]),
     row(Serve, "read", DropsNone, 2, &["EIO", "EINTR", "ESRCH"]),
     // Sending to clients.
     // How many messages a client has not read. If the kernel does not tell, the server assumes the most.
