@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Who is let in, and who is not even told of.
+//! Connections that have ended before they are admitted: they get no id, and no client is told of them.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -12,7 +12,7 @@ mod common;
 use common::peer::Connection;
 
 #[test]
-fn one_that_only_knocked_costs_no_id_and_nobody_hears_of_it() {
+fn a_connection_that_ended_before_admission_costs_no_id_and_no_client_is_told_of_it() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let socket = directory.path().join("socket");
     let mut server = Server::builder().socket_path(&socket).size(4096).start().expect("it starts");
@@ -43,7 +43,7 @@ fn one_that_only_knocked_costs_no_id_and_nobody_hears_of_it() {
     );
     assert_eq!(server.next_id(), Some(2));
 
-    // The resident heard of itself and of the quiet one, and of nobody else.
+    // The resident was told of itself and of the quiet client, and of no other.
     drop(quiet);
     assert!(matches!(server.dispatch().expect("epoll works")[..], [Event::Left { id: 1, .. }]));
     drop(server);
@@ -54,6 +54,6 @@ fn one_that_only_knocked_costs_no_id_and_nobody_hears_of_it() {
     assert_eq!(
         heard,
         [0, 0, -1, 0, 1, 1],
-        "version, id, memory, itself, the quiet one and its end"
+        "version, id, memory, itself, the quiet client and its departure"
     );
 }
