@@ -10,6 +10,11 @@ use std::path::PathBuf;
 use clap::Parser;
 use ivshmem::MAX_VECTORS;
 
+#[path = "args/access.rs"]
+mod access;
+
+use access::Access;
+
 /// Shares memory and interrupts between QEMU virtual machines. To attach a machine:
 /// -chardev socket,path=SOCKET,id=ID -device ivshmem-doorbell,vectors=N,chardev=ID
 #[derive(Clone, Debug, Parser)]
@@ -66,6 +71,25 @@ pub(crate) struct Args {
     #[arg(short = 'n', long, value_name = "VECTORS", default_value = "1", value_parser = vectors)]
     pub(crate) vectors: u32,
 
+    /// Admit only this user, by name or number; also the users and groups of each further
+    /// --allow-uid and --allow-gid [default: all that may write to the socket]
+    #[arg(long, value_name = "USER", value_parser = access::user)]
+    allow_uid: Vec<u32>,
+
+    /// Admit only members of this group, by name or number; see --allow-uid
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    allow_gid: Vec<u32>,
+
+    /// Clients that may be connected at the same time [default: as many as there are ids and
+    /// descriptors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) max_clients: Option<u32>,
+
+    /// What one user may hold: connections, ended connections with unread messages, and ids that
+    /// are remembered because a client was told of them [default: all but a reserve]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) max_clients_per_uid: Option<u32>,
+
     /// Once listening, print commands that attach a QEMU, list the peers and interrupt them
     #[arg(long)]
     pub(crate) hint: bool,
@@ -84,6 +108,11 @@ pub(crate) enum Memory {
 }
 
 impl Args {
+    /// The users and groups that may attach.
+    pub(crate) fn access(&self) -> Access {
+        Access { uids: self.allow_uid.clone(), gids: self.allow_gid.clone() }
+    }
+
     /// The last of `-M`, `-m` and `--memfd` wins: each option overrides the others.
     pub(crate) fn memory(&self) -> Memory {
         match (&self.shm_name, &self.shm_dir) {
@@ -272,6 +301,10 @@ mod tests {
             ("x -n 65536", ["--vectors", "65536", "1 to 2048"]),
             ("x -l 5Q", ["--size", "5Q", "suffix"]),
             ("x --socket-mode 888", ["--socket-mode", "888", "octal"]),
+            ("x --allow-uid nobody-at-all", ["--allow-uid", "nobody-at-all", "no user"]),
+            ("x --allow-gid 4294967296", ["--allow-gid", "4294967296", "0 to 4294967295"]),
+            ("x --max-clients 0", ["--max-clients", "0", "1..=65536"]),
+            ("x --max-clients-per-uid many", ["--max-clients-per-uid", "many", "digit"]),
             ("x --shm-mode 1777", ["--shm-mode", "1777", "octal"]),
             ("x -v", ["-v", "daemon", "-F"]),
             ("x -z", ["-z", "unexpected", "Usage"]),

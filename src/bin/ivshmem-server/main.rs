@@ -116,6 +116,16 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if let Some(mode) = args.shm_mode {
         builder = builder.memory_mode(mode);
     }
+    let access = args.access();
+    if access.is_limited() {
+        builder = builder.admit(move |applicant| access.check(applicant));
+    }
+    if let Some(clients) = args.max_clients {
+        builder = builder.max_clients(clients);
+    }
+    if let Some(clients) = args.max_clients_per_uid {
+        builder = builder.max_clients_per_uid(clients);
+    }
     let mut server = builder.start()?;
     server.wake_on(&signals, 0)?;
     if args.hint {
