@@ -254,11 +254,16 @@ fn a_socket_that_is_removed_and_made_anew_meanwhile_is_left_alone() {
     let log = place.path("log");
     let first = place.serve(&[]);
     let mut strace = Command::new("strace");
-    strace.args(["-D", "-qq", "-e", "trace=bind,connect,newfstatat", "-o"]).arg(&log);
+    strace.args(["-D", "-qq", "-e", "trace=bind,connect,openat", "-o"]).arg(&log);
     strace.args(["-e", "inject=connect:delay_enter=3000000:delay_exit=5000000"]);
     strace.arg(program()).args(place.args()).args(["-F", "--memfd"]);
     let second = Process::spawn(&mut strace);
-    wait_for("it found somebody there", || text_of(&log).contains("EADDRINUSE").then_some(()));
+    // Only then has it opened the socket that is there; without that it would find the place empty.
+    wait_for("it opened the socket that is there", || {
+        let text = text_of(&log);
+        let (_, after) = text.split_once("EADDRINUSE")?;
+        after.lines().any(|line| line.contains("O_PATH") && line.contains(" = ")).then_some(())
+    });
     first.stop();
     let third = place.serve(&[]);
     let inode = || fs::metadata(place.socket()).expect("it is served").ino();
