@@ -86,7 +86,7 @@ fn the_options_of_the_daemon_admit_users_and_groups_up_to_their_limits() {
     let server = start(&["--max-clients=2"]);
     let clients: Vec<_> = (0..3).map(|_| outcome(&server, 0)).collect();
     assert_eq!(clients.iter().map(|client| client.0).collect::<Vec<_>>(), [0, 0, 1]);
-    assert!(server.stop().contains("2 clients are connected, which is the limit"));
+    assert!(server.stop().contains("as the limit allows: 2"));
 
     let server = start(&["--max-clients-per-uid=2"]);
     let clients: Vec<_> = [0, 0, 0, 1_100_031].map(|uid| outcome(&server, uid)).into();

@@ -2,20 +2,20 @@
 //! Names in a directory that other users may write too.
 //!
 //! # The danger
-//! A path is looked up again at each call. If another user may write one of its directories, the
-//! object that was checked need not be the object that the next call changes or removes: a
-//! server that runs as root could be made to change the mode of any file, or to remove it.
+//! Each call looks up a path anew. If another user may write one of its directories, the next call
+//! may change or remove another object than the one that was checked. Such a user could make a
+//! server that runs as root change the mode of any file, or remove it.
 //!
 //! # What is done
 //! - The directory is opened once ([`Directory::of`]); all else is relative to that descriptor,
 //!   names a last component, and follows no symbolic link there.
-//! - What must be checked before it is used is opened without access ([`Directory::pin`]) and used
-//!   through that descriptor.
-//! - Removing takes a name, not a descriptor. Where another user could exchange what has the
-//!   name, [`Directory::remove`] first moves it into a directory that nobody else may write, and
-//!   checks it there; a different object is moved back.
-//! - What is made can be made in such a directory as well ([`Directory::private`]), and be moved to
-//!   its name when it is complete.
+//! - An object that must be checked before it is used is opened without access
+//!   ([`Directory::pin`]), and used through that descriptor.
+//! - The system call that removes takes a name, not a descriptor. If another user could exchange
+//!   the object, [`Directory::remove`] first moves it into a directory that only this user may
+//!   write, and checks it there. A different object is moved back.
+//! - A new object can be made in such a directory too ([`Directory::private`]), and moved to its
+//!   name when it is complete.
 //!
 //! Other users that may write the directory can still take names, and so make a call fail.
 //!
@@ -46,7 +46,7 @@ const STICKY: u32 = 0o1000;
 /// Symbolic links on one path, as the kernel allows.
 const MAX_LINKS: u32 = 40;
 
-/// What a name stood for when it was looked at.
+/// The object that a name had when it was looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     device: u64,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The listening socket, bound here or given by the caller.
 //!
-//! It knows paths, sockets and what `accept` may answer. What becomes of a connection is the
-//! server's business.
+//! It knows paths, sockets and the results of `accept`. It does not know what the server does with
+//! a connection.
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +35,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Takes `path` without listening there yet. A dead socket in its place is replaced. The mode
-    /// says who may connect; without one it is what the umask leaves of 0777.
+    /// decides which users may connect. Without one it is 0777 minus the umask.
     pub(crate) fn bind(path: &Path, mode: Option<u32>) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length == 0 || length > MAX_SOCKET_PATH {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! A lock that only servers of the same user can take: an flock on a file of mode 0600.
 //!
-//! Clients hold the memory's descriptor, and can often read the socket's directory; whoever has a
-//! descriptor of a file can lock it and keep it locked. So nothing that a client can open is
-//! used as a lock, but a file beside, which belongs to the server's user and which nobody else
-//! may open. Of one that belongs to another user the server says so, and fails.
+//! A process that has a descriptor of a file can lock it, and keep it locked. Clients have the
+//! memory's descriptor, and can often read the socket's directory. So neither is used as a lock.
+//! The lock is a file beside it that belongs to the server's user; no other user may open it. If
+//! the file belongs to another user, the server fails with an error that names the owner.
 //!
-//! The file is removed when the lock is released, while it is still held; who opened it before
-//! looks whether it still has its name once it is locked. A server that is killed leaves the
-//! file, and the next one uses it.
+//! The holder removes the file before it releases the lock. A process that opened the file
+//! before that checks, once it has the lock, that the file still has its name. A server that is
+//! killed leaves the file, and the next server uses it.
 //!
-//! The length of the file is a note for the next holder, which takes no room on a full file
-//! system: see [`LockFile::note`].
+//! The length of the file is a note for the next holder. It takes no room on a full file system:
+//! see [`LockFile::note`].
 
 #![forbid(unsafe_code)]
 

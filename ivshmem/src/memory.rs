@@ -46,8 +46,8 @@ pub enum MemorySource {
     /// The POSIX shared memory object of this name (`shm_open(3)`), made with mode 0700 if it
     /// does not exist, and removed when the server is closed. The name need not be UTF-8.
     ///
-    /// An object that exists is served only if the server's effective user owns it and nobody
-    /// else may write it whom the mode of a new one would not allow to.
+    /// An existing object is served only if the server's effective user owns it, and if its mode
+    /// lets no other users write than the mode of a new object would.
     Posix(OsString),
     /// A file without a name in this directory, which may be a hugetlbfs.
     Directory(PathBuf),

@@ -21,9 +21,9 @@
 //!
 //! All of this goes through one descriptor of the directory (`directory.rs`). In a safe directory
 //! the socket is bound at the path as given, which is then also the address that `ss -x` shows. In
-//! another one it is bound in a private directory, gets its mode there, and is then moved to its
-//! name, which must be free; its address is then one of `/proc/self/fd`, of no use to anybody, while
-//! connecting to the path works as ever.
+//! any other directory the socket is bound in a private directory, gets its mode there, and is then
+//! moved to its name, which must be free. `ss -x` then shows an address in `/proc/self/fd`, which
+//! means nothing; connecting to the path works as usual.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Memory that the caller has already: an open object of any kind.
-//!
-//! Where it comes from, who owns it and what is in it is the caller's business.
+//! Memory that the caller has opened: an object of any kind. Its origin, owner and content are the
+//! caller's responsibility.
 
 #![forbid(unsafe_code)]
 

@@ -3,24 +3,24 @@
 //!
 //! # Exactly one live server serves a name
 //! The server holds the lock of a file beside the object, `/dev/shm/.ivshmem-lock.NAME`, of mode
-//! 0600 (`lock_file.rs`). A lock on the object itself would be none: clients have a descriptor of
-//! it, can lock that, and outlive the server, which could then not be started again. Other ways
-//! were considered: an abstract socket can be taken by any user, and is not seen from another
-//! network namespace, in which a service may well run; /proc/locks does not tell whether a holder
-//! is a server. A process that runs as the server's own user can take the lock too, but none does
-//! so by accident, as a QEMU that the lock's descriptor was never given to.
+//! 0600 (`lock_file.rs`). The object itself cannot be the lock: clients have a descriptor of it,
+//! so a client could lock it, outlive the server, and keep the server from starting again.
+//!
+//! Two other ways were considered. Any user can take an abstract socket, and a service in another
+//! network namespace does not see it. /proc/locks does not tell whether a holder is a server.
 //!
 //! # A client can change the size
-//! It has a descriptor that it may write through, and so it may truncate. A server that is killed
-//! leaves its lock file, whose length is 1 plus the binary logarithm of the size that it
-//! served. If the object is larger now, a client has made it so, and it is cut back to the size
-//! asked for, if that is not below the size served: no client was promised more. Without that
-//! note, an object that is larger than asked for is refused, as then it may be wanted.
+//! A client has a writable descriptor, so it may truncate the object. A server that is killed
+//! leaves its lock file; the file's length is 1 plus the binary logarithm of the size that was
+//! served. If the object is larger at the next start, a client has made it larger. The server
+//! then truncates it to the requested size, unless that is below the size that was served.
+//! Without the note, an object that is larger than requested is refused: it may have been made
+//! with that size on purpose.
 //!
-//! # Whose an object is
-//! Any user may make an object of this name before the server does. It is served only if the
-//! server's own user owns it, and if no one else may write it but those whom the mode that a new
-//! object would get allows to. In /dev/shm, which is sticky, no other user can then exchange it.
+//! # The owner of an object
+//! Any user may make an object of this name before the server does. The server uses it only if
+//! the server's user owns it, and if its mode lets no other users write than the mode of a new
+//! object would. /dev/shm is sticky, so no other user can exchange such an object.
 
 #![forbid(unsafe_code)]
 
@@ -115,7 +115,7 @@ fn lock_path(lock: &OsStr) -> std::path::PathBuf {
     Path::new(SHM_DIRECTORY).join(lock)
 }
 
-/// The object, and whether it is ours to remove should the start fail.
+/// Returns the object, and whether a start that fails has to remove it.
 fn find_or_make(
     directory: &Directory,
     name: &OsStr,
@@ -129,7 +129,7 @@ fn find_or_make(
             Ok(object) => {
                 let entry = Entry::of(&object).map_err(failed("look at"));
                 let made = match (entry, mode) {
-                    // Whatever the umask says.
+                    // The mode is independent of the umask.
                     (Ok(entry), Some(mode)) => object
                         .set_permissions(Permissions::from_mode(mode))
                         .map(|()| entry)
@@ -161,8 +161,8 @@ fn find_or_make(
             continue;
         }
         check(&entry, label, default)?;
-        // A server that was killed right after it had made the object left it so: no server has
-        // given it a size, and somebody else would hardly have given it this mode.
+        // Probably a server that was killed right after it had made the object: it has no size
+        // yet, and the mode of a new object.
         let as_made = entry.length == 0 && entry.permissions() == default;
         return Ok((object, entry, as_made));
     }
@@ -207,8 +207,8 @@ impl Kind for Posix {
         self.lock.note(note).map_err(Error::system(&self.label, "note the size of"))
     }
 
-    /// From now on the name is removed at the end, whoever made the object. The reference does
-    /// so too.
+    /// From now on the name is removed at the end, even if another program made the object. The
+    /// reference does the same.
     fn finish(&mut self) {
         self.removes_name = true;
     }

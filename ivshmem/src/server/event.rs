@@ -9,6 +9,25 @@ use std::os::fd::RawFd;
 use super::applicant::Credentials;
 
 /// Something that happened in [`Server::dispatch`](super::Server::dispatch).
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+/// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
+/// use ivshmem::Event;
+///
+/// for event in server.wait(None)? {
+///     match event {
+///         Event::Joined { id, .. } => println!("peer {id} joined"),
+///         Event::Left { id, reason, .. } => println!("peer {id} left: {reason}"),
+///         Event::Refused { reason, .. } => println!("a client was refused: {reason}"),
+///         _ => {}
+///     }
+/// }
+/// # assert_eq!(server.peers().len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -47,6 +66,20 @@ pub enum Event {
 }
 
 /// Why a client was removed.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let mut server = ivshmem::Server::builder().socket_path(&path).start()?;
+/// # let socket = std::os::unix::net::UnixStream::connect(&path)?;
+/// # server.wait(None)?;
+/// use ivshmem::{Event, LeaveReason};
+///
+/// drop(socket); // the only client ends
+/// let events = server.wait(None)?;
+/// assert!(matches!(events[..], [Event::Left { id: 0, reason: LeaveReason::HungUp, .. }]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaveReason {
@@ -65,6 +98,21 @@ pub enum LeaveReason {
 }
 
 /// Why a client was refused.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// use std::os::unix::net::UnixStream;
+/// use ivshmem::{Event, Refusal, Server};
+///
+/// let mut server = Server::builder().socket_path(&path).max_clients(1).start()?;
+/// let (_one, _two) = (UnixStream::connect(&path)?, UnixStream::connect(&path)?);
+/// let events = server.wait(None)?;
+/// let Event::Refused { reason, .. } = &events[1] else { panic!("{events:?}") };
+/// assert!(matches!(reason, Refusal::TooManyClients { limit: 1, .. }));
+/// println!("{reason}"); // as many clients are connected as the limit allows: 1
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -82,7 +130,7 @@ pub enum Refusal {
     #[error("it is not permitted: {0}")]
     NotPermitted(String),
     /// [`Builder::max_clients`](super::Builder::max_clients) are connected.
-    #[error("{limit} clients are connected, which is the limit")]
+    #[error("as many clients are connected as the limit allows: {limit}")]
     #[non_exhaustive]
     TooManyClients {
         /// The limit.
@@ -157,6 +205,16 @@ impl From<io::Error> for Refusal {
 
 /// Counters of a server since its start, and the ids that are left. Made by
 /// [`Server::stats`](super::Server::stats).
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// # let server = ivshmem::Server::builder().socket_path(&path).start()?;
+/// let stats = server.stats();
+/// println!("{} clients, {} ids left", stats.peers, stats.ids_free);
+/// # assert_eq!((stats.peers, stats.ids_free), (0, 65_536));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
