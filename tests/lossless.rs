@@ -216,8 +216,9 @@ fn a_stalled_client_takes_no_memory_and_no_ids_during_100000_joins_and_leaves(ta
     all_have_left(&server, alone);
     let after = server.resident_kib();
     eprintln!("resident before {before} KiB, after 100,000 joins and leaves {after} KiB");
-    // A retired id takes 24 bytes, independent of the number of clients: 1.5 MiB, plus the allocator's overhead.
-    assert!(after < before + 2560, "{before} KiB have become {after} KiB");
+    // A retired id takes 24 bytes, independent of the number of clients: 1.5 MiB, and once more as much if the
+    // allocator cannot reuse the room of the smaller log when the log grows.
+    assert!(after < before + 3072, "{before} KiB have become {after} KiB");
 
     stalled.connect_many(3);
     stalled.settle();
