@@ -102,14 +102,18 @@ fn a_client_that_sends_data_is_removed_and_the_others_receive_its_departure(targ
     let descriptors = |stream: &UnixStream| {
         let fds = [0; 100].map(|_| stream.as_raw_fd());
         let rights = [ControlMessage::ScmRights(&fds)];
-        sendmsg::<()>(
+        let sent = sendmsg::<()>(
             stream.as_raw_fd(),
             &[IoSlice::new(b"x")],
             &rights,
             MsgFlags::MSG_NOSIGNAL,
             None,
-        )
-        .expect("the client is connected");
+        );
+        match sent {
+            // Since Linux 6.16 the server has the kernel refuse descriptors.
+            Err(nix::errno::Errno::EPERM) => one_byte(stream),
+            sent => assert_eq!(sent, Ok(1)),
+        }
     };
     let ways: [&dyn Fn(&UnixStream); 4] = [&one_byte, &a_message, &much, &descriptors];
     for (number, way) in ways.iter().enumerate() {

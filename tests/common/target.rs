@@ -107,6 +107,9 @@ pub(crate) fn full_size(test: &str) -> bool {
 /// The number of descriptors that a server or a test needs besides those of the clients.
 const OWN: u64 = 60;
 
+/// The clients whose descriptors a server reserves for other users, and one more.
+const RESERVED: u64 = 17;
+
 /// Returns how many clients with `vectors` vectors the limit of open files allows, at most `wanted`, and the limit that
 /// their server needs. If it allows fewer than `least`, the test is skipped.
 pub(crate) fn room_for(
@@ -117,18 +120,19 @@ pub(crate) fn room_for(
 ) -> Option<(usize, u64)> {
     let each = u64::from(vectors) + 1;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works");
-    let clients = (hard.saturating_sub(OWN) / each).min(wanted as u64);
+    let own = OWN + RESERVED * each;
+    let clients = (hard.saturating_sub(own) / each).min(wanted as u64);
     if clients < least as u64 {
         skip(&format!(
             "{what}: the hard limit of open files must be {}",
-            least as u64 * each + OWN
+            least as u64 * each + own
         ));
         return None;
     }
     if clients < wanted as u64 {
         eprintln!("{what}: {clients} clients, as the hard limit of open files is {hard}");
     }
-    Some((clients as usize, clients * each + OWN))
+    Some((clients as usize, clients * each + own))
 }
 
 /// Whether this process is root. If it is not, the test is recorded as skipped.
