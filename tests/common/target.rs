@@ -107,8 +107,14 @@ pub(crate) fn full_size(test: &str) -> bool {
 /// The number of descriptors that a server or a test needs besides those of the clients.
 const OWN: u64 = 60;
 
-/// The clients whose descriptors a server reserves for other users, and one more.
-const RESERVED: u64 = 17;
+/// How many clients more than it admits a server of this limit must have descriptors for: it reserves the
+/// descriptors of some for other users.
+fn reserved(limit: u64, each: u64) -> u64 {
+    match limit / 64 / each {
+        0..4 => 0,
+        clients => clients.min(16) + 1,
+    }
+}
 
 /// Returns how many clients with `vectors` vectors the limit of open files allows, at most `wanted`, and the limit that
 /// their server needs. If it allows fewer than `least`, the test is skipped.
@@ -120,7 +126,7 @@ pub(crate) fn room_for(
 ) -> Option<(usize, u64)> {
     let each = u64::from(vectors) + 1;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit works");
-    let own = OWN + RESERVED * each;
+    let own = OWN + reserved(hard, each) * each;
     let clients = (hard.saturating_sub(own) / each).min(wanted as u64);
     if clients < least as u64 {
         skip(&format!(

@@ -101,6 +101,10 @@ fn without_free_descriptors_a_qemu_ends_with_an_error_and_device_add_fails(targe
 /// A stopped server, and more connections in its backlog than it accepts before it obeys SIGTERM.
 fn stopped_server(target: Target) -> (Daemon, Vec<UnixStream>) {
     let server = target.builder().start();
+    // The connection that found out that the server listens.
+    wait_for("the first connection ends", || {
+        (connections(server.socket_path()) == 0).then_some(())
+    });
     server.signal(Signal::SIGSTOP);
     let connect = || UnixStream::connect(server.socket_path()).expect("the backlog has room");
     let clients: Vec<_> = (0..600).map(|_| connect()).collect();
