@@ -119,6 +119,8 @@ fn a_wrong_command_line_is_refused_with_exit_code_1_and_leaves_nothing() {
         (&["-F", "-l", "5Q"], &["--size", "'5Q'", "suffix"]),
         (&["-F", "-l", "-1"], &["-1"]),
         (&["-F", "-l", "0"], &["size 0", "1 to"]),
+        // (Not a unit test: to look up a user opens files, and other tests count descriptors.)
+        (&["-F", "--allow-uid", "nobody-at-all"], &["--allow-uid", "'nobody-at-all'", "no user"]),
         (&["-F", "-M", ""], &["name \"\"", "1 to 254"]),
         (&["-F", "-M", "a/b"], &["name \"a/b\"", "'/'"]),
         // In the background the error has to reach the caller too.

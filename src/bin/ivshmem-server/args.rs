@@ -301,7 +301,6 @@ mod tests {
             ("x -n 65536", ["--vectors", "65536", "1 to 2048"]),
             ("x -l 5Q", ["--size", "5Q", "suffix"]),
             ("x --socket-mode 888", ["--socket-mode", "888", "octal"]),
-            ("x --allow-uid nobody-at-all", ["--allow-uid", "nobody-at-all", "no user"]),
             ("x --allow-gid 4294967296", ["--allow-gid", "4294967296", "0 to 4294967295"]),
             ("x --max-clients 0", ["--max-clients", "0", "1..=65536"]),
             ("x --max-clients-per-uid many", ["--max-clients-per-uid", "many", "digit"]),
