@@ -204,11 +204,6 @@ impl Core {
         }
     }
 
-    /// Frees the ids of which no connected client was told.
-    pub(super) fn forget_ids(&mut self) {
-        self.clients.forget();
-    }
-
     /// The descriptors of all clients, of those that left too.
     pub(super) fn descriptors(&self) -> u64 {
         let clients = self.clients.len() as u64 * (1 + u64::from(self.clients.vectors()));

@@ -74,7 +74,7 @@ impl Limits {
         let uid = applicant.credentials().uid;
         if let Some(limit) = self.clients_per_uid {
             if held(core, uid) >= limit {
-                core.forget_ids();
+                core.clients.forget();
                 core.settle_all();
                 let held = held(core, uid);
                 if held >= limit {
@@ -134,7 +134,7 @@ fn check_ids(core: &mut Core, uid: u32) -> Result<(), Refusal> {
     let is_short =
         |core: &Core| core.clients.ids_left().0 <= reserved && held(core, uid) >= reserved / 4;
     if reserved > 0 && is_short(core) {
-        core.forget_ids();
+        core.clients.forget();
         if is_short(core) {
             return Err(Refusal::Reserved { uid, held: held(core, uid), what: "ids" });
         }
