@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::crowd::Crowd;
-use common::peer::Peer;
+use common::daemon::Daemon;
+use common::peer::{Connection, Peer};
 use common::target::{Target, full_size, is_root, room_for};
 use common::user::as_user;
 
@@ -153,4 +154,37 @@ fn connections_that_were_ended_but_have_not_read_count_until_they_have(target: T
     }
     common::wait_for("the server closes them", || (server.open_fds() == before).then_some(()));
     server.stop();
+}
+
+#[test]
+fn the_options_of_the_daemon_admit_users_and_groups_up_to_their_limits() {
+    if !is_root("connect as other users") {
+        return;
+    }
+    let outcome = |server: &Daemon, uid: u32| {
+        let mut client = as_user(uid, || Connection::open(server.socket_path()));
+        let version = client.expect("a version or a refusal").value;
+        (version, client)
+    };
+    let start = |args: &[&str]| {
+        args.iter().fold(Daemon::builder().for_all_users(), |builder, arg| builder.arg(arg)).start()
+    };
+
+    // `as_user` changes user and group.
+    let server = start(&["--allow-uid", "1100031", "--allow-uid=root", "--allow-gid=1100032"]);
+    for (uid, version) in [(1_100_031, 0), (1_100_032, 0), (1_100_033, 1), (0, 0)] {
+        assert_eq!(outcome(&server, uid).0, version, "uid {uid}");
+    }
+    let output = server.stop();
+    assert!(output.contains("--allow-uid") && output.contains("uid 1100033"), "{output}");
+
+    let server = start(&["--max-clients=2"]);
+    let clients: Vec<_> = (0..3).map(|_| outcome(&server, 0)).collect();
+    assert_eq!(clients.iter().map(|client| client.0).collect::<Vec<_>>(), [0, 0, 1]);
+    assert!(server.stop().contains("as the limit allows: 2"));
+
+    let server = start(&["--max-clients-per-uid=2"]);
+    let clients: Vec<_> = [0, 0, 0, 1_100_031].map(|uid| outcome(&server, uid)).into();
+    assert_eq!(clients.iter().map(|client| client.0).collect::<Vec<_>>(), [0, 0, 1, 0]);
+    assert!(server.stop().contains("the limit for each user is 2"));
 }
