@@ -6,7 +6,6 @@
 mod common;
 
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use std::time::{Duration, Instant};
 use common::cgroup::Cgroup;
 use common::crowd::Crowd;
 use common::daemon::Daemon;
+use common::peer::unread;
 use common::target::{Target, is_root, room_for};
 use common::user::as_user;
 
@@ -39,16 +39,6 @@ const BATCH: usize = 125;
 
 const ONE: u32 = 1_100_011;
 const OTHER: u32 = 1_100_012;
-
-/// The number of messages that a client has not read.
-#[expect(unsafe_code, reason = "nix has no function for FIONREAD")]
-fn unread(stream: &UnixStream) -> u64 {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: FIONREAD writes an int through the pointer, which is valid for the call.
-    let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-    assert_eq!(result, 0, "FIONREAD");
-    bytes as u64 / 8
-}
 
 /// Connects `count` clients of the user [`ONE`], which read nothing.
 fn connect(socket: &Path, count: usize) -> Vec<UnixStream> {

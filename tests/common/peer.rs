@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd;
@@ -94,6 +95,16 @@ impl Connection {
             Err(error) => panic!("waiting for {what}: {error}"),
         }
     }
+}
+
+/// The number of messages that were sent to a client and that it has not read.
+#[expect(unsafe_code, reason = "nix has no function for FIONREAD")]
+pub(crate) fn unread(stream: &UnixStream) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes an int through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    assert_eq!(result, 0, "FIONREAD");
+    bytes as u64 / 8
 }
 
 /// Takes ownership of a descriptor that was just received.

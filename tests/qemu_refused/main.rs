@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 
 use common::crowd::use_all_ids;
 use common::daemon::{Daemon, is_listening};
-use common::peer::Connection;
+use common::peer::{Connection, unread};
 use common::target::{Target, is_root};
 use common::wait_for;
 use qemu::{Qemu, Running};
@@ -149,22 +149,31 @@ const LIMIT: u64 = 256;
 const STALLED: usize = 100;
 
 /// A server that cannot send the memory to a new client, and its other clients.
-fn server_without_memory(target: Target) -> Option<(Daemon, Vec<Connection>)> {
+fn server_without_memory(target: Target) -> Option<(Daemon, Vec<UnixStream>)> {
     if !is_root("start a server as another user") {
         return None;
     }
     let server = target.builder().descriptors(LIMIT).unprivileged().start();
-    let mut clients = stall(server.socket_path());
-    let mut next = Connection::open(server.socket_path());
-    assert_eq!(next.expect("the version").value, 0);
-    assert_eq!(next.expect("the id").value, STALLED as i64);
-    clients.push(next);
+    let clients = stall(server.socket_path());
     Some((server, clients))
 }
 
-/// Connects the clients that do not read.
-fn stall(socket: &Path) -> Vec<Connection> {
-    (0..STALLED).map(|_| Connection::open(socket)).collect()
+/// Connects the clients that do not read, and waits until the server cannot send a descriptor any more. Who connects
+/// earlier may still get the memory.
+fn stall(socket: &Path) -> Vec<UnixStream> {
+    let connect = || UnixStream::connect(socket).expect("the server listens");
+    let clients: Vec<_> = (0..STALLED).map(|_| connect()).collect();
+    // The kernel refuses a descriptor when more than the limit are in flight.
+    wait_for("the server has no more descriptors to send", || {
+        let unread = clients.iter().map(unread_descriptors).sum::<u64>();
+        (unread > LIMIT).then_some(())
+    });
+    clients
+}
+
+/// How many descriptors are in the unread messages of a client. All messages but the version and the id carry one.
+fn unread_descriptors(client: &UnixStream) -> u64 {
+    unread(client).saturating_sub(2)
 }
 
 /// The open descriptors of a server, without those that it opens for a moment to read in /proc.
