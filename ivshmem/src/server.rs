@@ -45,6 +45,7 @@ mod rate_limit;
 mod reactor;
 mod roster;
 mod send;
+mod state;
 mod waiting;
 
 use admission::Admission;
