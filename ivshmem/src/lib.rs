@@ -102,6 +102,7 @@ pub mod client;
 #[doc(hidden)]
 pub mod directory;
 mod error;
+mod keeper;
 mod listener;
 mod lock_file;
 mod memory;
@@ -113,6 +114,7 @@ mod tokio;
 
 pub use client::Client;
 pub use error::{Chain, Error, ErrorKind};
+pub use keeper::Keeper;
 pub use listener::Error as ListenerError;
 pub use memory::{Error as MemoryError, MemorySource};
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};

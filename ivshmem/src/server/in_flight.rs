@@ -98,6 +98,22 @@ impl Unread {
         Self { count: 0, limit: ALLOWANCE, reads: false, has_waited: false, buffer: 0 }
     }
 
+    /// Counts what a server before has sent to this client, and gives its socket a buffer of the
+    /// usual size.
+    pub(super) fn resume(&mut self, socket: &UnixStream) {
+        self.count = MOST;
+        self.refresh(socket);
+        let usual =
+            UnixStream::pair().ok().and_then(|(one, _)| getsockopt(&one, sockopt::SndBuf).ok());
+        let has = getsockopt(socket, sockopt::SndBuf).ok();
+        if let (Some(usual), Some(has)) = (usual, has) {
+            if has < usual {
+                // The kernel doubles the value.
+                let _ = setsockopt(socket, sockopt::SndBuf, &(usual / 2));
+            }
+        }
+    }
+
     /// Messages that may be sent without asking.
     #[inline]
     pub(super) fn room(&self) -> usize {

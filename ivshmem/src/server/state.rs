@@ -76,7 +76,7 @@ pub(super) struct State {
     allocated: [usize; 2],
     /// The stores that are still made, so that a test can stop at each of them.
     #[cfg(test)]
-    fuel: std::cell::Cell<usize>,
+    fuel: std::sync::atomic::AtomicUsize,
 }
 
 impl State {
@@ -121,7 +121,7 @@ impl State {
             frees: 0,
             allocated: [0; 2],
             #[cfg(test)]
-            fuel: std::cell::Cell::new(usize::MAX),
+            fuel: std::sync::atomic::AtomicUsize::new(usize::MAX),
         }
     }
 
@@ -133,6 +133,11 @@ impl State {
         self.set64(header::LISTENER, listener);
         self.set64(header::PATH, path.0);
         self.set64(header::PATH + 8, path.1);
+    }
+
+    /// The server has ended for good: the file is no state file any more.
+    pub(super) fn retire(&self) {
+        self.set64(header::MAGIC, 0);
     }
 
     /// Another listening socket takes the place of the one that is lost.
@@ -288,14 +293,14 @@ impl State {
     /// After so many stores the process counts as killed.
     #[cfg(test)]
     fn may_store(&self) -> bool {
-        let fuel = self.fuel.get();
-        self.fuel.set(fuel.saturating_sub(usize::from(fuel < usize::MAX)));
+        let fuel = self.fuel.load(Relaxed);
+        self.fuel.store(fuel.saturating_sub(usize::from(fuel < usize::MAX)), Relaxed);
         fuel > 0
     }
 
     #[cfg(test)]
     pub(super) fn stop_after(&self, stores: usize) {
-        self.fuel.set(stores);
+        self.fuel.store(stores, Relaxed);
     }
 }
 

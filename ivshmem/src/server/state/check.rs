@@ -214,9 +214,12 @@ impl State {
         let pending = self.get32(at + client::PENDING);
         let is_unknown = pending != 0;
         let owner = self.get32(at + client::OWNER);
+        let greeted = self.get32(at + client::GREETED);
         let (mut progress, mut partial) = (Progress { heard: key, ..Progress::default() }, None);
-        if !is_unknown {
-            let greeted = self.get32(at + client::GREETED);
+        if is_unknown {
+            // It was sent as much at least.
+            progress.greeted = greeted.min(u32::from(GREETING)) as u8;
+        } else {
             let cursor =
                 (self.get64(at + client::CURSOR_KEY), self.get32(at + client::CURSOR_VECTORS));
             let is_greeted = greeted == u32::from(GREETING);

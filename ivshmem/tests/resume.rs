@@ -1,0 +1,616 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! A server that ends in any way is resumed from what its keeper gives back, and no client hears a
+//! message twice or misses one.
+//!
+//! The keeper is this test: a datagram socket and a list of descriptors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ivshmem::{Error, ErrorKind, Keeper, MemorySource, Server};
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use tempfile::TempDir;
+
+#[path = "../../tests/common/checked_client.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod checked_client;
+#[path = "../../tests/common/view.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod view;
+
+use checked_client::CheckedClient;
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Receives one message with descriptors. None if there is none now, or at the end of the stream.
+fn receive(socket: RawFd) -> Option<(String, Vec<OwnedFd>)> {
+    let mut buffer = [0; 4096];
+    let mut space = cmsg_space!([RawFd; 253]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut part = [IoSliceMut::new(&mut buffer)];
+    let received = match recvmsg::<()>(socket, &mut part, Some(&mut space), flags) {
+        Err(Errno::EAGAIN) => return None,
+        result => result.expect("a message"),
+    };
+    let mut fds = Vec::new();
+    for control in received.cmsgs().expect("the space is large enough") {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            // SAFETY: the kernel made these descriptors in this call, and nothing else owns
+            // them.
+            fds.extend(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let bytes = received.bytes;
+    let text = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+    (bytes > 0).then_some((text, fds))
+}
+
+/// What a service manager does for a server.
+struct Holder {
+    socket: UnixDatagram,
+    path: PathBuf,
+    stored: BTreeMap<String, Vec<OwnedFd>>,
+}
+
+impl Holder {
+    fn new(directory: &Path) -> Self {
+        let path = directory.join("notify");
+        let socket = UnixDatagram::bind(&path).expect("the place is new");
+        socket.set_nonblocking(true).expect("a socket");
+        Self { socket, path, stored: BTreeMap::new() }
+    }
+
+    /// Handles the messages that have come.
+    fn update(&mut self) {
+        while let Some((text, fds)) = receive(self.socket.as_raw_fd()) {
+            let lines: Vec<&str> = text.lines().collect();
+            let name = lines.iter().find_map(|line| line.strip_prefix("FDNAME="));
+            if lines.contains(&"FDSTORE=1") {
+                assert!(lines.contains(&"FDPOLL=0"), "{text:?}");
+                let name = name.expect("each descriptor has a name");
+                assert!(name.len() <= 5, "{name:?}");
+                self.stored.entry(name.to_owned()).or_default().extend(fds);
+            } else if lines.contains(&"FDSTOREREMOVE=1") {
+                self.stored.remove(name.expect("it says which"));
+            }
+        }
+    }
+
+    fn copies(&self) -> Vec<OwnedFd> {
+        // Not in the order in which they were stored.
+        let all = self.stored.values().rev().flatten();
+        all.map(|fd| fd.try_clone().expect("a descriptor")).collect()
+    }
+
+    fn len(&self) -> usize {
+        self.stored.values().map(Vec::len).sum()
+    }
+
+    fn keeper(&self) -> Keeper {
+        Keeper::new(&self.path, 10_000, self.copies()).expect("the socket is there")
+    }
+}
+
+/// A server in this process, with its keeper.
+struct House {
+    directory: TempDir,
+    holder: Holder,
+    vectors: u32,
+    memory: fn() -> MemorySource,
+}
+
+impl House {
+    fn new(vectors: u32) -> Self {
+        // The server, the keeper and the clients are in one process.
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("it may be raised so far");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let holder = Holder::new(directory.path());
+        Self { directory, holder, vectors, memory: || MemorySource::Sealed }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    fn start(&mut self) -> Result<Server, Error> {
+        self.holder.update();
+        let server = Server::builder()
+            .socket_path(self.path())
+            .memory((self.memory)())
+            .vectors(self.vectors)
+            .size(8192)
+            .keeper(self.holder.keeper())
+            .start();
+        self.holder.update();
+        server
+    }
+
+    fn connect(&self) -> CheckedClient {
+        self.connect_and_keep(false)
+    }
+
+    /// Connects a client that keeps the eventfds that it receives, or does not.
+    fn connect_and_keep(&self, keep_eventfds: bool) -> CheckedClient {
+        let socket = UnixStream::connect(self.path()).expect("the server listens");
+        CheckedClient::new(socket, self.vectors as usize, keep_eventfds)
+    }
+
+    fn restart(&mut self, server: Server) -> Server {
+        server.hand_over();
+        self.start().expect("it goes on")
+    }
+}
+
+/// Dispatches and reads until there is nothing to do.
+fn settle(server: &mut Server, clients: &mut [CheckedClient]) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        while server.is_ready() {
+            server.dispatch().expect("the call succeeds");
+            assert!(Instant::now() < until, "it never comes to rest");
+        }
+        let read: usize =
+            clients.iter_mut().map(|client| client.drain().expect("a right stream")).sum();
+        if read == 0 && !server.is_ready() {
+            return;
+        }
+    }
+}
+
+fn ids_of(clients: &[CheckedClient]) -> BTreeSet<u16> {
+    clients.iter().map(|client| client.view().id().expect("it is greeted")).collect()
+}
+
+fn assert_complete(clients: &[CheckedClient]) {
+    let ids = ids_of(clients);
+    assert_eq!(ids.len(), clients.len(), "the ids differ");
+    for client in clients {
+        assert!(client.knows_exactly(&ids), "{:?} knows {:?}", client.view().id(), client.view());
+    }
+}
+
+#[test]
+fn clients_ids_eventfds_and_memory_outlive_the_server() {
+    let mut house = House::new(3);
+    let mut server = house.start().expect("it starts");
+    let inode = |server: &Server| {
+        let memory = server.memory().try_clone_to_owned().expect("a descriptor");
+        std::fs::File::from(memory).metadata().expect("a file").ino()
+    };
+    let memory = inode(&server);
+    let mut clients: Vec<_> = (0..5).map(|_| house.connect_and_keep(true)).collect();
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+    house.holder.update();
+    assert_eq!(house.holder.len(), 3 + 5 * 4, "state, memory, listener, and the clients'");
+
+    for round in 0..4 {
+        server = house.restart(server);
+        assert_eq!(inode(&server), memory);
+        let mut sorted: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
+        sorted.sort_unstable();
+        assert_eq!(sorted, ids_of(&clients).into_iter().collect::<Vec<_>>());
+        // One leaves and one joins.
+        drop(clients.remove(round));
+        clients.push(house.connect_and_keep(true));
+        settle(&mut server, &mut clients);
+        assert_complete(&clients);
+    }
+    let id = clients[0].view().id().expect("it is greeted");
+    let peer = server.peer(id).expect("it is connected");
+    let own: Vec<_> = peer.vectors().map(|fd| fd.try_clone_to_owned().expect("one")).collect();
+    nix::unistd::write(&own[2], &1u64.to_ne_bytes()).expect("an eventfd");
+    assert!(clients[4].ring(id, 2));
+    assert_eq!(clients[0].rung(2), 2, "by the server, and by the newest client");
+
+    house.holder.update();
+    assert_eq!(house.holder.len(), 3 + 5 * 4);
+    drop(server);
+    house.holder.update();
+    assert_eq!(house.holder.len(), 0, "the end for good");
+    assert!(!house.path().exists());
+    for client in &mut clients {
+        while client.drain().expect("a right stream") > 0 {}
+        assert!(client.has_ended());
+    }
+    house.start().expect("a new server");
+}
+
+#[test]
+fn a_client_that_does_not_read_over_restarts_misses_nothing() {
+    let mut house = House::new(16);
+    let mut server = house.start().expect("it starts");
+    let mut stalled = [house.connect()];
+    while server.peers().count() == 0 {
+        server.dispatch().expect("the call succeeds");
+    }
+    let mut others = Vec::new();
+    for round in 0..60 {
+        others.push(house.connect());
+        settle(&mut server, &mut others);
+        if round % 3 == 2 {
+            drop(others.remove(round % others.len()));
+            settle(&mut server, &mut others);
+        }
+        if round % 10 == 9 {
+            server = house.restart(server);
+            settle(&mut server, &mut others);
+        }
+    }
+    assert!(server.peer(0).expect("it is connected").behind() > 100);
+    loop {
+        settle(&mut server, &mut stalled);
+        if server.peer(0).expect("it is connected").behind() == 0 {
+            break;
+        }
+        server.wait(Some(Duration::from_millis(20))).expect("the call succeeds");
+    }
+    settle(&mut server, &mut others);
+    others.extend(stalled);
+    assert_complete(&others);
+}
+
+#[test]
+fn a_configuration_or_a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
+    let mut house = House::new(2);
+    let mut server = house.start().expect("it starts");
+    let mut clients = vec![house.connect(), house.connect()];
+    settle(&mut server, &mut clients);
+    server.hand_over();
+    house.vectors = 3;
+    let error = house.start().expect_err("clients have two vectors");
+    assert_eq!(error.kind(), ErrorKind::State);
+    assert!(error.to_string().contains("2 vectors each, and this server is to have 3"), "{error}");
+    assert!(house.path().exists());
+    house.vectors = 2;
+
+    // Another format.
+    let state = std::fs::File::from(house.holder.stored["state"][0].try_clone().expect("one"));
+    state.write_all_at(&99u32.to_ne_bytes(), 8).expect("it may be written");
+    let error = house.start().expect_err("an unknown format").to_string();
+    assert!(error.contains("its format is 99; this program knows format 1 only"), "{error}");
+    state.write_all_at(&1u32.to_ne_bytes(), 8).expect("it may be written");
+
+    let memory = house.holder.stored.remove("mem").expect("it is stored");
+    let error = house.start().expect_err("no memory").to_string();
+    assert!(error.contains("did not come back"), "{error}");
+    house.holder.stored.insert("mem".into(), memory);
+
+    let mut server = house.start().expect("all is as it was");
+    clients.push(house.connect());
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+}
+
+#[test]
+fn what_did_not_come_back_is_ended_and_the_others_are_told() {
+    let mut house = House::new(2);
+    let mut server = house.start().expect("it starts");
+    let mut clients: Vec<_> = (0..4).map(|_| house.connect()).collect();
+    settle(&mut server, &mut clients);
+    house.holder.update();
+    server.hand_over();
+    // A client's record has the number of its name: no socket of 1, no eventfd of 2.
+    house.holder.stored.get_mut("c1").expect("it is stored").remove(0);
+    house.holder.stored.get_mut("c2").expect("it is stored").pop();
+    // And a connection that nobody knows.
+    let (theirs, ours) = UnixStream::pair().expect("two descriptors");
+    house.holder.stored.insert("c9".into(), vec![ours.into()]);
+    let mut server = house.start().expect("it goes on");
+    house.holder.update();
+    assert!(!house.holder.stored.contains_key("c1") && !house.holder.stored.contains_key("c2"));
+    let mut clients: Vec<_> = clients.into_iter().collect();
+    let mut gone = clients.remove(2);
+    drop(clients.remove(1));
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+    while gone.drain().expect("a right stream") > 0 {}
+    assert!(gone.has_ended());
+    let mut stranger = CheckedClient::new(theirs, 2, false);
+    let error = stranger.drain().expect_err("-2, at which a QEMU ends");
+    assert!(error.contains("-2"), "{error}");
+}
+
+#[test]
+fn a_client_that_the_server_may_have_been_sending_to_is_ended_and_the_others_go_on() {
+    let mut house = House::new(2);
+    let mut server = house.start().expect("it starts");
+    let mut clients: Vec<_> = (0..4).map(|_| house.connect()).collect();
+    settle(&mut server, &mut clients);
+    house.holder.update();
+    server.hand_over();
+    // As if the server was killed inside of a send to the third client: the place of the number of
+    // messages that are about to go, in the format 1.
+    let state = std::fs::File::from(house.holder.stored["state"][0].try_clone().expect("one"));
+    let record = 4096 + 65_536 * 32 + 2 * (64 + 2 * 4);
+    state.write_all_at(&1u32.to_ne_bytes(), record + 48).expect("it may be written");
+    let mut server = house.start().expect("it goes on");
+    let mut ended = clients.remove(2);
+    assert!(server.peer(2).is_none());
+    clients.push(house.connect());
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+    // It was greeted long ago, so nothing is sent to it.
+    while ended.drain().expect("a right stream") > 0 {}
+    assert!(ended.has_ended());
+    house.holder.update();
+    assert_eq!(house.holder.len(), 3 + 4 * 3);
+}
+
+#[test]
+fn a_named_memory_and_a_lost_path_are_found_again_or_made_again() {
+    let mut house = House::new(1);
+    house.memory = || MemorySource::posix(format!("ivshmem-resume-{}", std::process::id()));
+    let object = PathBuf::from(format!("/dev/shm/ivshmem-resume-{}", std::process::id()));
+    let mut server = house.start().expect("it starts");
+    let mut clients = vec![house.connect()];
+    settle(&mut server, &mut clients);
+    server = house.restart(server);
+    assert!(object.exists());
+    server.hand_over();
+    std::fs::remove_file(house.path()).expect("the socket's path is there");
+    server = house.start().expect("it binds anew");
+    clients.push(house.connect());
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+    server = house.restart(server);
+    clients.push(house.connect());
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+    drop(server);
+    assert!(!object.exists() && !house.path().exists());
+}
+
+#[test]
+fn a_keeper_that_takes_no_more_is_waited_for_and_nothing_is_lost() {
+    let mut house = House::new(1);
+    let mut server = house.start().expect("it starts");
+    // More messages than a datagram socket queues.
+    let total = 700;
+    let mut clients: Vec<_> = (0..total).map(|_| house.connect()).collect();
+    let until = Instant::now() + PATIENCE;
+    while server.peers().count() < total {
+        server.wait(Some(Duration::from_millis(20))).expect("the call succeeds");
+        house.holder.update();
+        clients.iter_mut().for_each(|client| _ = client.drain().expect("a right stream"));
+        assert!(Instant::now() < until);
+    }
+    settle(&mut server, &mut clients);
+    house.holder.update();
+    assert_eq!(house.holder.len(), 3 + 2 * total);
+    server = house.restart(server);
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+}
+
+// The server in a process of its own, which is killed.
+
+/// Set in a process that is a server: the directory of the test.
+const SERVER: &str = "IVSHMEM_TEST_RESUME";
+
+/// Logs to standard error.
+struct Log;
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let _ = writeln!(io::stderr(), "{}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Not a test of its own: the server of the tests below.
+#[test]
+fn server_process() {
+    let Some(directory) = std::env::var_os(SERVER).map(PathBuf::from) else { return };
+    log::set_logger(&Log).expect("it is the first");
+    log::set_max_level(log::LevelFilter::Warn);
+    let give = UnixStream::connect(directory.join("give")).expect("the test listens");
+    let mut returned = Vec::new();
+    while let Some((_, fds)) = receive(give.as_raw_fd()) {
+        returned.extend(fds);
+    }
+    let keeper = Keeper::new(directory.join("notify"), 10_000, returned).expect("the test listens");
+    let server = Server::builder()
+        .socket_path(directory.join("socket"))
+        .vectors(VECTORS)
+        .size(4096)
+        .keeper(keeper)
+        .start();
+    match server {
+        Ok(mut server) => server.run().expect("it runs until it is killed"),
+        Err(error) => {
+            eprintln!("FAILED {}", error.chain());
+            std::process::exit(1);
+        }
+    }
+}
+
+const VECTORS: u32 = 4;
+
+/// Starts the server's process, and gives it what the holder has.
+fn spawn(directory: &Path, give: &UnixListener, holder: &Holder) -> Child {
+    let log = std::fs::File::options().append(true).create(true).open(directory.join("log"));
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "server_process", "--nocapture"])
+        .env(SERVER, directory)
+        .stdout(Stdio::null())
+        .stderr(log.expect("a log file"))
+        .spawn()
+        .expect("this program starts");
+    let (socket, _) = give.accept().expect("the server connects");
+    let copies = holder.copies();
+    for fds in copies.chunks(200) {
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let byte = [IoSlice::new(b"x")];
+        let flags = MsgFlags::empty();
+        sendmsg::<()>(socket.as_raw_fd(), &byte, &rights, flags, None).expect("it reads");
+    }
+    child
+}
+
+/// A random number below `limit`.
+fn below(state: &mut u64, limit: u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 33) % limit
+}
+
+/// Clients of a server that is killed.
+struct Crowd {
+    clients: Vec<CheckedClient>,
+    /// Ids of clients that the server ended.
+    ended: Vec<Option<u16>>,
+}
+
+impl Crowd {
+    /// Reads what has come to the client at `index`. Returns false if it was ended.
+    fn read(&mut self, index: usize, limit: usize) -> bool {
+        let client = &mut self.clients[index];
+        match client.receive(limit) {
+            Ok(_) if !client.has_ended() => return true,
+            Ok(_) => {}
+            // Of a client that was ended when it was not known what of the greeting it has.
+            Err(error) if error.starts_with("-2,") => {}
+            // Killed in a partial write.
+            Err(error) if error.starts_with("the stream ended") => {}
+            Err(error) => panic!("client {:?}: {error}", client.view().id()),
+        }
+        let client = self.clients.swap_remove(index);
+        // A client that was sent nothing was never admitted.
+        if client.view().messages() > 0 {
+            self.ended.push(client.view().id());
+        }
+        false
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_under_load_goes_on_and_ends_only_clients_that_its_log_names() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut holder = Holder::new(directory.path());
+    let give = UnixListener::bind(directory.path().join("give")).expect("the place is new");
+    let socket = directory.path().join("socket");
+    let mut random = u64::from(std::process::id());
+    let mut crowd = Crowd { clients: Vec::new(), ended: Vec::new() };
+    let rounds = std::env::var("RESUME_ROUNDS").ok().and_then(|text| text.parse().ok());
+    for _ in 0..rounds.unwrap_or(150) {
+        let mut server = spawn(directory.path(), &give, &holder);
+        // Up to 40 ms from its first join or message.
+        let mut until = Instant::now() + PATIENCE;
+        let mut is_up = false;
+        while Instant::now() < until {
+            holder.update();
+            if crowd.clients.len() < 60 && below(&mut random, 3) == 0 {
+                if let Ok(stream) = UnixStream::connect(&socket) {
+                    crowd.clients.push(CheckedClient::new(stream, VECTORS as usize, false));
+                }
+            }
+            if crowd.clients.len() > 20 && below(&mut random, 20) == 0 {
+                let index = below(&mut random, crowd.clients.len() as u64) as usize;
+                drop(crowd.clients.swap_remove(index));
+            }
+            let mut index = 0;
+            while index < crowd.clients.len() {
+                // Some do not read now, and some read parts of messages.
+                let is_here = below(&mut random, 4) == 0 || {
+                    let limit = 1 + below(&mut random, 60) as usize;
+                    let before = crowd.clients[index].view().messages();
+                    let is_here = crowd.read(index, limit);
+                    if !is_up && is_here && crowd.clients[index].view().messages() > before {
+                        is_up = true;
+                        until = Instant::now() + Duration::from_micros(below(&mut random, 40_000));
+                    }
+                    is_here
+                };
+                index += usize::from(is_here);
+            }
+            if let Some(status) = server.try_wait().expect("it is a child") {
+                let log = std::fs::read_to_string(directory.path().join("log"));
+                panic!("the server has ended: {status}: {}", log.unwrap_or_default());
+            }
+            let mut fds = [PollFd::new(holder.socket.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, 1u16);
+        }
+        assert!(is_up, "the server has sent nothing in a minute");
+        server.kill().expect("it is a child");
+        server.wait().expect("it is a child");
+        holder.update();
+    }
+
+    // At rest, each client that is connected knows exactly the others.
+    let mut server = spawn(directory.path(), &give, &holder);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        holder.update();
+        let mut index = 0;
+        while index < crowd.clients.len() {
+            index += usize::from(crowd.read(index, 4096));
+        }
+        let ids: BTreeSet<u16> =
+            crowd.clients.iter().filter_map(|client| client.view().id()).collect();
+        if ids.len() == crowd.clients.len()
+            && crowd.clients.iter().all(|client| client.knows_exactly(&ids))
+        {
+            break;
+        }
+        assert!(Instant::now() < until, "clients are incomplete: {ids:?}");
+        let mut fds = [PollFd::new(holder.socket.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, 1u16);
+    }
+    server.kill().expect("it is a child");
+    server.wait().expect("it is a child");
+    let log = std::fs::read_to_string(directory.path().join("log")).expect("a log");
+    for id in crowd.ended.iter().flatten() {
+        assert!(log.contains(&format!("peer {id} is ended at the restart")), "{id}: {log}");
+    }
+    println!("{} clients were ended:\n{log}", crowd.ended.len());
+}
+
+#[test]
+fn a_keeper_is_found_in_the_environment() {
+    if std::env::var_os("IVSHMEM_TEST_KEEPER").is_some() {
+        let keeper = Keeper::from_environment().expect("the socket is there").expect("a keeper");
+        assert_eq!(keeper.returned(), 2);
+        keeper.ready().expect("it is sent");
+        keeper.status("all\nwell").expect("it is sent");
+        let again = Keeper::from_environment().expect("the socket is there").expect("a keeper");
+        assert_eq!(again.returned(), 0, "they are taken once");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("the place is new");
+    let script = "LISTEN_PID=$$ exec \"$0\" --exact a_keeper_is_found_in_the_environment \
+                  3</dev/null 4</dev/zero";
+    let status = Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().expect("this program"))
+        .envs([("IVSHMEM_TEST_KEEPER", "1"), ("FDSTORE", "100"), ("LISTEN_FDS", "2")])
+        .env("NOTIFY_SOCKET", &path)
+        .env("LISTEN_FDNAMES", "state:c1")
+        .stdout(Stdio::null())
+        .status()
+        .expect("a shell");
+    assert!(status.success());
+    let messages: Vec<_> = (0..2).map(|_| receive(socket.as_raw_fd()).expect("one").0).collect();
+    assert_eq!(messages, ["READY=1", "STATUS=all well"]);
+}
