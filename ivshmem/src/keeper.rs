@@ -12,9 +12,11 @@ use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt,
     sendmsg, socket, sockopt,
@@ -28,6 +30,9 @@ pub(crate) const MOST_IN_MESSAGE: usize = sys::RECEIVE_FDS;
 /// The descriptors that a service manager is given, at most: systemd compares each one with each
 /// other, and 2,000 take it a second and a half.
 const MOST_FOR_MANAGER: u64 = 2000;
+
+/// How long the keeper may take nothing before it is not waited for any more.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a server's descriptors and its state are kept while there is no server, so that it can
 /// be killed, restarted or upgraded, and no client notices.
@@ -179,6 +184,17 @@ impl Keeper {
         self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])?;
         self.stored = self.stored.saturating_sub(count);
         Ok(())
+    }
+
+    /// Waits until it has handled everything that was sent, or for [`PATIENCE`] at most.
+    pub(crate) fn wait(&self) {
+        let Ok((barrier, sent)) = UnixStream::pair() else { return };
+        if self.send("BARRIER=1", &[sent.as_raw_fd()]).is_ok() {
+            drop(sent);
+            // It closes what it got.
+            let mut fds = [PollFd::new(barrier.as_fd(), PollFlags::empty())];
+            let _ = poll(&mut fds, sys::milliseconds(Some(PATIENCE)));
+        }
     }
 
     /// Sends a message, and never waits.

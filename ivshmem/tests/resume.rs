@@ -97,8 +97,8 @@ impl Holder {
         self.stored.values().map(Vec::len).sum()
     }
 
-    fn keeper(&self) -> Keeper {
-        Keeper::new(&self.path, 10_000, self.copies()).expect("the socket is there")
+    fn keeper(&self, capacity: u64) -> Keeper {
+        Keeper::new(&self.path, capacity, self.copies()).expect("the socket is there")
     }
 }
 
@@ -108,6 +108,7 @@ struct House {
     holder: Holder,
     vectors: u32,
     memory: fn() -> MemorySource,
+    capacity: u64,
 }
 
 impl House {
@@ -117,7 +118,7 @@ impl House {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("it may be raised so far");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let holder = Holder::new(directory.path());
-        Self { directory, holder, vectors, memory: || MemorySource::Sealed }
+        Self { directory, holder, vectors, memory: || MemorySource::Sealed, capacity: 10_000 }
     }
 
     fn path(&self) -> PathBuf {
@@ -131,7 +132,7 @@ impl House {
             .memory((self.memory)())
             .vectors(self.vectors)
             .size(8192)
-            .keeper(self.holder.keeper())
+            .keeper(self.holder.keeper(self.capacity))
             .start();
         self.holder.update();
         server
@@ -378,7 +379,7 @@ fn a_keeper_that_takes_no_more_is_waited_for_and_nothing_is_lost() {
     let mut house = House::new(1);
     let mut server = house.start().expect("it starts");
     // More messages than a datagram socket queues.
-    let total = 700;
+    let total = 560;
     let mut clients: Vec<_> = (0..total).map(|_| house.connect()).collect();
     let until = Instant::now() + PATIENCE;
     while server.peers().count() < total {
@@ -393,6 +394,74 @@ fn a_keeper_that_takes_no_more_is_waited_for_and_nothing_is_lost() {
     server = house.restart(server);
     settle(&mut server, &mut clients);
     assert_complete(&clients);
+}
+
+#[test]
+fn clients_beyond_what_the_keeper_keeps_are_served_and_do_not_outlive_the_server() {
+    let mut house = House::new(1);
+    // Room for two clients.
+    house.capacity = 3 + 2 * 2 + 1;
+    let mut server = house.start().expect("it starts");
+    let mut clients: Vec<_> = (0..3).map(|_| house.connect()).collect();
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+    house.holder.update();
+    assert_eq!(house.holder.len(), 3 + 2 * 2);
+    server = house.restart(server);
+    let mut third = clients.remove(2);
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+    while third.drain().expect("a right stream") > 0 {}
+    assert!(third.has_ended());
+    // A place becomes free.
+    drop(clients.remove(1));
+    settle(&mut server, &mut clients);
+    clients.push(house.connect());
+    settle(&mut server, &mut clients);
+    server = house.restart(server);
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+}
+
+#[test]
+fn a_server_whose_keeper_has_ended_goes_on_without_it() {
+    let mut house = House::new(2);
+    let mut server = house.start().expect("it starts");
+    let mut clients = vec![house.connect()];
+    settle(&mut server, &mut clients);
+    let House { directory, holder, .. } = house;
+    drop(holder);
+    for _ in 0..3 {
+        let socket = UnixStream::connect(directory.path().join("socket")).expect("it listens");
+        clients.push(CheckedClient::new(socket, 2, false));
+        settle(&mut server, &mut clients);
+        assert_complete(&clients);
+        drop(clients.remove(0));
+        settle(&mut server, &mut clients);
+    }
+    drop(server);
+}
+
+#[test]
+fn what_is_left_of_a_start_that_was_killed_does_not_keep_a_server_from_starting() {
+    for lost in [&["mem", "sock"][..], &["sock"]] {
+        let mut house = House::new(1);
+        let server = house.start().expect("it starts");
+        house.holder.update();
+        server.hand_over();
+        for name in lost {
+            house.holder.stored.remove(*name).expect("it was stored");
+        }
+        let mut server = house.start().unwrap_or_else(|error| panic!("{lost:?}: {error}"));
+        let mut clients = vec![house.connect()];
+        settle(&mut server, &mut clients);
+        house.holder.update();
+        assert_eq!(house.holder.len(), 3 + 2, "{lost:?}");
+        server = house.restart(server);
+        clients.push(house.connect());
+        settle(&mut server, &mut clients);
+        assert_complete(&clients);
+    }
 }
 
 // The server in a process of its own, which is killed.

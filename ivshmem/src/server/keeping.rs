@@ -12,10 +12,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -24,11 +24,8 @@ use super::rate_limit::RateLimit;
 use super::roster::{Key, Progress, SavedDeparture};
 use super::send::Partial;
 use super::state::{State, Things};
-use crate::keeper::{Keeper, MOST_IN_MESSAGE};
+use crate::keeper::{Keeper, MOST_IN_MESSAGE, PATIENCE};
 use crate::sys;
-
-/// How long the keeper may take nothing before what waits is given up.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The names of the descriptors that are not a client's.
 pub(super) const STATE: &str = "state";
@@ -60,7 +57,11 @@ pub(super) fn is_client_name(name: &str) -> bool {
 
 /// The number that the kernel gives an eventfd and no other that exists at the same time.
 pub(super) fn eventfd_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    // It has some 100 bytes, and one read gives them all.
+    let mut buffer = [0; 512];
+    let mut file = File::open(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let length = file.read(&mut buffer)?;
+    let info = std::str::from_utf8(&buffer[..length]).unwrap_or_default();
     let id = info.lines().find_map(|line| line.strip_prefix("eventfd-id:"));
     id.and_then(|id| id.trim().parse().ok()).ok_or_else(|| {
         let text = "/proc/self/fdinfo has no eventfd-id; Linux 5.2 or newer is needed";
@@ -266,14 +267,14 @@ impl Keeping {
     }
 
     fn insist_all(&mut self, clients: &Clients) -> io::Result<()> {
-        for name in [STATE, LISTENER, MEMORY] {
+        for name in [LISTENER, MEMORY] {
             self.insist(|keeper| keeper.remove(name, 1))?;
         }
         for (_, connection) in clients.iter().filter(|(_, connection)| connection.kept > 0) {
             let name = name_of(connection.slot);
             self.insist(|keeper| keeper.remove(&name, u64::from(connection.kept)))?;
         }
-        Ok(())
+        self.insist(|keeper| keeper.remove(STATE, 1))
     }
 
     /// The process ends, and another one goes on. Waits until the keeper has everything.

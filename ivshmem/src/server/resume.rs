@@ -90,14 +90,15 @@ impl Resumed {
         }
         // A socket unit's, maybe.
         keeper.give_back(others);
-        keeper.has_already(count);
         let found = Self { state, image, memory, listener, sockets, eventfds };
         if found.is_stillborn() {
-            let sockets = found.sockets.into_values().collect();
+            let sockets = found.sockets.into_values();
             found.state.retire();
-            discard(keeper, sockets);
+            let listener = found.listener.map(|fd| Returned { fd, name: None });
+            discard(keeper, listener.into_iter().chain(sockets).collect());
             return Ok(None);
         }
+        keeper.has_already(count);
         Ok(Some(found))
     }
 
@@ -204,13 +205,20 @@ fn discard(keeper: &mut Keeper, returned: Vec<Returned>) {
         returned.into_iter().partition(|thing| thing.name.as_deref().is_none_or(is_ours));
     let mut names: BTreeSet<String> = ours.iter().filter_map(|thing| thing.name.clone()).collect();
     names.extend(things.map(str::to_owned));
+    let mut holds_path = false;
     for thing in ours {
         if is_connection(&thing.fd) {
             end(thing.fd.into());
+        } else {
+            // A listening socket that is open anywhere keeps its path from being bound again.
+            holds_path |= is_listener(&thing.fd);
         }
     }
     for name in names {
         remove(keeper, &name, 0);
+    }
+    if holds_path {
+        keeper.wait();
     }
     keeper.give_back(others);
 }
@@ -231,6 +239,10 @@ fn end(socket: UnixStream) {
 pub(super) fn identity(fd: &OwnedFd) -> Option<(u64, u64)> {
     let meta = File::from(fd.try_clone().ok()?).metadata().ok()?;
     Some((meta.dev(), meta.ino()))
+}
+
+fn is_listener(fd: &OwnedFd) -> bool {
+    getsockopt(fd, sockopt::AcceptConn) == Ok(true)
 }
 
 fn is_connection(fd: &OwnedFd) -> bool {

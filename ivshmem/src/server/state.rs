@@ -25,6 +25,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use nix::errno::Errno;
@@ -61,6 +62,9 @@ pub(super) struct Things {
 /// The rest of a partial write: the message, and how many of its bytes were sent.
 pub(super) type PartialWrite = ([u8; 8], u8);
 
+/// The record of a client, without the ids of its eventfds.
+type Record = [AtomicU64; client::SIZE / 8];
+
 #[derive(Debug)]
 pub(super) struct State {
     file: File,
@@ -87,7 +91,7 @@ impl State {
         space: u32,
         things: &Things,
     ) -> io::Result<Self> {
-        let layout = Layout { vectors, space };
+        let layout = Layout::new(vectors, space);
         let size = layout.size();
         let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
         if size as u64 > limit {
@@ -185,8 +189,7 @@ impl State {
         self.set64(at + client::COOKIE, cookie);
         self.set32(at + client::ID, u32::from(member.id));
         self.set32(at + client::OWNER, member.owner);
-        self.set_progress(at, &member.progress, None);
-        self.set32(at + client::PENDING, 0);
+        self.set_progress(self.record(slot), &member.progress, None);
         for (number, &eventfd) in eventfds.iter().enumerate() {
             self.set32(at + client::SIZE + 4 * number, eventfd);
         }
@@ -228,29 +231,36 @@ impl State {
     /// Up to `messages` messages are about to be sent to the client of a record.
     #[inline]
     pub(super) fn sending(&self, slot: u32, messages: u32) {
-        self.set32(self.layout.client(slot) + client::PENDING, messages);
+        self.put(&self.record(slot)[client::PENDING / 8], pair(messages, 0));
     }
 
     /// A send has returned.
     #[inline]
     pub(super) fn sent(&self, slot: u32, progress: &Progress, partial: Option<PartialWrite>) {
-        let at = self.layout.client(slot);
-        if self.get32(at + client::PENDING) != 0 {
-            self.set_progress(at, progress, partial);
-            self.set32(at + client::PENDING, 0);
+        let record = self.record(slot);
+        let [pending, ..] = halves(record[client::PENDING / 8].load(Relaxed));
+        if pending != 0 {
+            self.set_progress(record, progress, partial);
         }
     }
 
+    /// Writes what the client was told. The last store says that it is right.
     #[inline]
-    fn set_progress(&self, at: usize, progress: &Progress, partial: Option<PartialWrite>) {
-        let (value, sent) = partial.unwrap_or_default();
+    fn set_progress(&self, record: &Record, progress: &Progress, partial: Option<PartialWrite>) {
         let (key, vectors) = progress.cursor;
-        self.set32(at + client::GREETED, u32::from(progress.greeted));
-        self.set64(at + client::CURSOR_KEY, key);
-        self.set32(at + client::CURSOR_VECTORS, vectors);
-        self.set64(at + client::HEARD, progress.heard);
-        self.set64(at + client::PARTIAL, u64::from_le_bytes(value));
-        self.set32(at + client::PARTIAL_SENT, u32::from(sent));
+        let sent = partial.map_or(0, |(value, sent)| {
+            self.put(&record[client::PARTIAL / 8], u64::from_le_bytes(value));
+            u32::from(sent)
+        });
+        self.put(&record[client::GREETED / 8], pair(progress.greeted.into(), vectors));
+        self.put(&record[client::CURSOR_KEY / 8], key);
+        self.put(&record[client::HEARD / 8], progress.heard);
+        self.put(&record[client::PENDING / 8], pair(0, sent));
+    }
+
+    #[inline]
+    fn record(&self, slot: u32) -> &Record {
+        self.map.words(self.layout.client(slot)).expect("it lies in the file")
     }
 
     /// The position of an id in the order in which ids are first given.
@@ -270,10 +280,14 @@ impl State {
         self.map.atomic_u32(at).expect("it lies in the file").load(Relaxed)
     }
 
-    #[inline]
     fn set64(&self, at: usize, value: u64) {
+        self.put(self.map.atomic_u64(at).expect("it lies in the file"), value);
+    }
+
+    #[inline]
+    fn put(&self, word: &AtomicU64, value: u64) {
         if self.may_store() {
-            self.map.atomic_u64(at).expect("it lies in the file").store(value, Release);
+            word.store(value, Release);
         }
     }
 
@@ -308,6 +322,22 @@ impl AsFd for State {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Two numbers in one word, as they lie in memory.
+#[inline]
+fn pair(first: u32, second: u32) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
+}
+
+/// The two numbers of a [`pair`].
+#[inline]
+fn halves(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 }
 
 /// Nobody can make the mapping invalid.

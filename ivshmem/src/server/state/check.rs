@@ -68,7 +68,7 @@ impl State {
         let len = usize::try_from(len).map_err(|_| format!("it has {len} bytes"))?;
         let map = Mapping::new(std::os::fd::AsFd::as_fd(&file), len)
             .map_err(|error| format!("it cannot be mapped: {error}"))?;
-        let mut state = Self::of(file, map, Layout { vectors: 1, space: 1 }, 0);
+        let mut state = Self::of(file, map, Layout::new(1, 1), 0);
         state.check_header(len)?;
         let image = state.read()?;
         Ok((state, image))
@@ -86,7 +86,7 @@ impl State {
         require((1..=MAX_VECTORS).contains(&vectors), || format!("it has {vectors} vectors"))?;
         require((1..=ID_SPACE).contains(&space), || format!("it has {space} ids"))?;
         self.first = u16::try_from(first).map_err(|_| format!("its first id is {first}"))?;
-        self.layout = Layout { vectors, space };
+        self.layout = Layout::new(vectors, space);
         let size = self.layout.size();
         require(len == size, || {
             format!("it has {len} bytes; with {vectors} vectors and {space} ids it has {size}")

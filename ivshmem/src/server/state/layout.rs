@@ -68,9 +68,19 @@ pub(super) mod client {
 pub(super) struct Layout {
     pub(super) vectors: u32,
     pub(super) space: u32,
+    /// The first record of a client, and the bytes of each.
+    clients: usize,
+    client_size: usize,
 }
 
 impl Layout {
+    pub(super) fn new(vectors: u32, space: u32) -> Self {
+        let clients = header::SIZE + space as usize * id::SIZE;
+        // A multiple of 8, so that each number is aligned.
+        let client_size = (client::SIZE + 4 * vectors as usize).next_multiple_of(8);
+        Self { vectors, space, clients, client_size }
+    }
+
     /// Bytes of the file. Most of them are a hole until records are used.
     pub(super) fn size(self) -> usize {
         let size = self.client(self.space);
@@ -82,12 +92,8 @@ impl Layout {
         header::SIZE + offset as usize * id::SIZE
     }
 
+    #[inline]
     pub(super) fn client(self, slot: u32) -> usize {
-        self.id(self.space) + slot as usize * self.client_size()
-    }
-
-    pub(super) fn client_size(self) -> usize {
-        // A multiple of 8, so that each number is aligned.
-        (client::SIZE + 4 * self.vectors as usize).next_multiple_of(8)
+        self.clients + slot as usize * self.client_size
     }
 }

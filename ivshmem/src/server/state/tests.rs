@@ -51,8 +51,30 @@ fn a_file_gives_back_what_was_stored() {
 }
 
 #[test]
+fn what_was_sent_and_the_rest_of_a_partial_write_are_given_back() {
+    let (state, mut roster) = state();
+    roster.note_told(0, 4);
+    state.sending(1, 4);
+    let (_, image) = State::open(copy_of(&state)).expect("it is right");
+    assert!(image.clients[0].is_unknown && !image.clients[1].is_unknown);
+    let partial = (6i64.to_le_bytes(), 5);
+    state.sent(1, &roster.progress(0), Some(partial));
+    let (_, image) = State::open(copy_of(&state)).expect("it is right");
+    assert_eq!(image.roster, roster.save());
+    assert_eq!((image.clients[0].is_unknown, image.clients[0].partial), (false, Some(partial)));
+    state.sending(1, 1);
+    state.sent(1, &roster.progress(0), None);
+    let (_, image) = State::open(copy_of(&state)).expect("it is right");
+    assert_eq!((image.clients[0].is_unknown, image.clients[0].partial), (false, None));
+    // Without a send it changes nothing.
+    state.sent(1, &Progress::default(), Some(partial));
+    let (_, image) = State::open(copy_of(&state)).expect("it is right");
+    assert_eq!(image.roster, roster.save());
+}
+
+#[test]
 fn a_damaged_file_is_refused_with_the_number_that_is_wrong() {
-    let layout = Layout { vectors: 2, space: 10 };
+    let layout = Layout::new(2, 10);
     let second = layout.client(1);
     let id = layout.id(0);
     let cases: [(usize, u32, &str); 16] = [
