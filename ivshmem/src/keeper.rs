@@ -37,7 +37,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// Where a server's descriptors and its state are kept while there is no server, so that it can
 /// be killed, restarted or upgraded, and no client notices.
 ///
-/// Give it to [`Builder::keeper`](crate::Builder::keeper).
+/// Give it to [`Builder::keeper`](crate::Builder::keeper). It keeps what one server has.
 ///
 /// ```
 /// use ivshmem::Keeper;
@@ -157,8 +157,8 @@ impl Keeper {
         self.returned.extend(returned);
     }
 
-    /// Counts descriptors that it has already.
-    pub(crate) fn has_already(&mut self, count: u64) {
+    /// Counts descriptors that it has, or will have.
+    pub(crate) fn count(&mut self, count: u64) {
         self.stored += count;
     }
 
@@ -171,12 +171,11 @@ impl Keeper {
         self.capacity
     }
 
-    /// Stores up to [`MOST_IN_MESSAGE`] descriptors under a name, which may have some already.
-    pub(crate) fn store(&mut self, name: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    /// Stores up to [`MOST_IN_MESSAGE`] descriptors under a name, which may have some already. The
+    /// caller [counts](Self::count) them.
+    pub(crate) fn store(&self, name: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        self.send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &fds)?;
-        self.has_already(fds.len() as u64);
-        Ok(())
+        self.send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &fds)
     }
 
     /// Makes it close the `count` descriptors of a name.

@@ -34,7 +34,7 @@ pub(super) struct Connection {
     pub(super) disconnected: bool,
     /// Its record in the state file, if there is a keeper.
     pub(super) slot: u32,
-    /// The number of its descriptors that the keeper has.
+    /// The number of its descriptors that the keeper has, or will have.
     pub(super) kept: u32,
 }
 

@@ -122,6 +122,7 @@ impl Keeping {
         let state = self.state.as_fd().try_clone_to_owned()?;
         for (name, fd) in [(STATE, state.as_fd()), (MEMORY, memory), (LISTENER, listener)] {
             self.insist(|keeper| keeper.store(name, &[fd]))?;
+            self.keeper.count(1);
         }
         Ok(())
     }
@@ -134,6 +135,7 @@ impl Keeping {
     ) -> io::Result<()> {
         self.insist(|keeper| keeper.remove(LISTENER, 1))?;
         self.state.set_listener(things.listener, things.path);
+        self.keeper.count(1);
         self.insist(|keeper| keeper.store(LISTENER, &[listener]))
     }
 
@@ -164,6 +166,8 @@ impl Keeping {
         let index = clients.len() - 1;
         let count = 1 + u64::from(clients.vectors());
         if self.keeper.has_room(count) {
+            self.keeper.count(count);
+            clients.payload_mut(index).kept = count as u32;
             self.jobs.push_back(Job::Store { key: clients.key(index), from: 0 });
             self.work(clients);
         } else {
@@ -222,7 +226,7 @@ impl Keeping {
                     self.keeper.remove(&name_of(*slot), u64::from(*count)).map(|()| true)
                 }
                 Job::Store { key, from } => match clients.index(*key) {
-                    Some(index) => store_part(&mut self.keeper, clients.payload_mut(index), from),
+                    Some(index) => store_part(&self.keeper, clients.payload(index), from),
                     None => Ok(true),
                 },
             };
@@ -289,11 +293,7 @@ impl Keeping {
 }
 
 /// Stores as many of a client's descriptors as one message takes. Returns whether it was the rest.
-fn store_part(
-    keeper: &mut Keeper,
-    connection: &mut Connection,
-    from: &mut usize,
-) -> io::Result<bool> {
+fn store_part(keeper: &Keeper, connection: &Connection, from: &mut usize) -> io::Result<bool> {
     let fds: Vec<BorrowedFd<'_>> = std::iter::once(connection.socket.as_fd())
         .chain(connection.vectors.iter().map(AsFd::as_fd))
         .skip(*from)
@@ -301,7 +301,6 @@ fn store_part(
         .collect();
     keeper.store(&name_of(connection.slot), &fds)?;
     *from += fds.len();
-    connection.kept += fds.len() as u32;
     Ok(*from > connection.vectors.len())
 }
 

@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 use super::connection::{Clients, Connection};
+use super::in_flight;
 use super::keeping::{LISTENER, MEMORY, STATE, eventfd_id, is_client_name, name_of};
 use super::roster::{GREETING, Roster, SavedDeparture};
 use super::send::{self, Partial};
@@ -98,7 +99,7 @@ impl Resumed {
             discard(keeper, listener.into_iter().chain(sockets).collect());
             return Ok(None);
         }
-        keeper.has_already(count);
+        keeper.count(count);
         Ok(Some(found))
     }
 
@@ -142,6 +143,7 @@ impl Resumed {
         let Self { mut state, mut image, mut sockets, mut eventfds, .. } = self;
         let (mut connections, mut ended) = (Vec::new(), Vec::new());
         let per_client = 1 + image.roster.vectors;
+        let usual = in_flight::usual_size();
         for saved in image.clients {
             let index = connections.len();
             let socket = sockets.remove(&saved.cookie);
@@ -155,7 +157,7 @@ impl Resumed {
                     connection.slot = slot;
                     connection.kept = per_client;
                     connection.partial = partial.map(Partial::from_parts);
-                    connection.unread.resume(&connection.socket);
+                    connection.unread.resume(&connection.socket, usual);
                     connections.push(connection);
                 }
                 socket => {
