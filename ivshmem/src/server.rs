@@ -66,7 +66,7 @@ use reactor::Source;
 /// [`run`](Self::run).
 ///
 /// Dropping it disconnects every client, and removes the socket's path and the POSIX name of
-/// the shared memory.
+/// the shared memory. With a keeper, a drop by a panic does neither: the next server goes on.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -374,7 +374,9 @@ impl AsRawFd for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if self.hands_over {
+        // A panic must not end the service: it is a crash, from which the next server goes on.
+        let crashes = std::thread::panicking() && self.core.keeping.is_some();
+        if self.hands_over || crashes {
             self.admission.hand_over(&mut self.core);
             self.memory.keep();
             return;

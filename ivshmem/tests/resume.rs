@@ -272,6 +272,23 @@ fn a_client_that_the_server_may_have_been_sending_to_is_ended_and_the_others_go_
 }
 
 #[test]
+fn a_panic_does_not_end_the_service() {
+    let mut house = House::new(1);
+    let mut server = house.start().expect("it starts");
+    let mut clients = vec![house.connect()];
+    settle(&mut server, &mut clients);
+    let panicking = std::thread::spawn(move || {
+        let _server = server;
+        panic!("as if by a defect");
+    });
+    panicking.join().expect_err("a panic");
+    let mut server = house.start().expect("it goes on");
+    clients.push(house.connect());
+    settle(&mut server, &mut clients);
+    assert_complete(&clients);
+}
+
+#[test]
 fn a_named_memory_and_a_lost_path_are_found_again_or_made_again() {
     let mut house = House::new(1);
     house.memory = || MemorySource::posix(format!("ivshmem-resume-{}", std::process::id()));
