@@ -379,6 +379,7 @@ impl Drop for Server {
         if self.hands_over || crashes {
             self.admission.hand_over(&mut self.core);
             self.memory.keep();
+            self.core.close_all();
             return;
         }
         let clients = &self.core.clients;
