@@ -88,6 +88,12 @@ impl Entry {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
+    /// Its device and inode number.
+    #[must_use]
+    pub fn identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
     /// Its permissions, with set-id and sticky bits.
     #[must_use]
     pub fn permissions(&self) -> u32 {

@@ -59,6 +59,13 @@ pub enum Error {
         /// The number asked for.
         ids: u32,
     },
+    /// The state of a server whose process has ended cannot be used to go on. It was left as it
+    /// was.
+    #[error("cannot go on with the state of the server before: {problem}")]
+    State {
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A system call that the server itself needs failed.
     #[error("cannot {action}")]
     System {
@@ -95,6 +102,8 @@ pub enum ErrorKind {
     Untrusted,
     /// The memory does not fit in its file system, in the machine, or below a limit.
     NoRoom,
+    /// The state of a server before cannot be used.
+    State,
     /// A system call failed; the source says why.
     System,
 }
@@ -106,6 +115,7 @@ impl Error {
             Self::Memory(error) => error.kind(),
             Self::Listener(error) => error.kind(),
             Self::NoSocket | Self::Vectors { .. } | Self::IdSpace { .. } => ErrorKind::InvalidInput,
+            Self::State { .. } => ErrorKind::State,
             Self::System { .. } => ErrorKind::System,
         }
     }
@@ -116,6 +126,7 @@ impl Error {
             Self::Memory(error) => error.errno(),
             Self::Listener(error) => error.errno(),
             Self::NoSocket | Self::Vectors { .. } | Self::IdSpace { .. } => Errno::EINVAL as i32,
+            Self::State { .. } => Errno::EBADMSG as i32,
             Self::System { source, .. } => errno_of(source),
         }
     }

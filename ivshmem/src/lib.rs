@@ -88,6 +88,25 @@
 //! For tokio the feature `tokio` has `AsyncServer` and `AsyncClient`, which do all this:
 //! `examples/tokio_server.rs` and `examples/tokio_client.rs`.
 //!
+//! # Restarts
+//! A server with a [`Keeper`] can be killed, restarted or upgraded while clients are connected: the
+//! next one goes on with the same connections, ids, eventfds and memory, and no client notices.
+//! The keeper is systemd's file descriptor store, or another process that speaks its protocol.
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("socket");
+//! use ivshmem::{Keeper, Server};
+//!
+//! let mut builder = Server::builder().socket_path(&path);
+//! if let Some(keeper) = Keeper::from_environment()? {
+//!     builder = builder.keeper(keeper);
+//! }
+//! let server = builder.start()?;
+//! // At SIGTERM: the next server goes on. A drop would end the service for good.
+//! server.hand_over();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # What it does not do
 //! The library starts no thread, installs no signal handler, changes no limit, and prints nothing.
 //! It logs through the crate `log`. (`AsyncClient::connect` uses a thread of tokio's.) A server
@@ -102,6 +121,7 @@ pub mod client;
 #[doc(hidden)]
 pub mod directory;
 mod error;
+mod keeper;
 mod listener;
 mod lock_file;
 mod memory;
@@ -113,6 +133,7 @@ mod tokio;
 
 pub use client::Client;
 pub use error::{Chain, Error, ErrorKind};
+pub use keeper::Keeper;
 pub use listener::Error as ListenerError;
 pub use memory::{Error as MemoryError, MemorySource};
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};

@@ -66,6 +66,34 @@ impl Listener {
         Ok(Self { bound: None, socket, refuses_descriptors: false })
     }
 
+    /// Takes the socket of a server before, which listens. `path` is where it was bound, with the
+    /// device and inode of the entry. None if something else is there now. The path stays until
+    /// [`finish`](Self::finish) is called.
+    pub(crate) fn resume(
+        socket: UnixListener,
+        path: &Path,
+        identity: (u64, u64),
+    ) -> Result<Option<Self>, Error> {
+        let Some(bound) = Bound::find(path, identity)? else { return Ok(None) };
+        let refuses_descriptors = sys::refuse_descriptors(socket.as_fd()).is_ok();
+        Ok(Some(Self { bound: Some(bound), socket, refuses_descriptors }))
+    }
+
+    /// The server serves: from now on the path is removed at the end.
+    pub(crate) fn finish(&mut self) {
+        self.bound.iter_mut().for_each(|bound| bound.keep(false));
+    }
+
+    /// The path stays at the end.
+    pub(crate) fn keep(&mut self) {
+        self.bound.iter_mut().for_each(|bound| bound.keep(true));
+    }
+
+    /// Device and inode of the path; zeroes without one.
+    pub(crate) fn path_identity(&self) -> (u64, u64) {
+        self.bound.as_ref().map(Bound::identity).unwrap_or_default()
+    }
+
     /// Begins to listen, with room for `backlog` connections that wait to be accepted (the
     /// kernel caps it at `net.core.somaxconn`).
     pub(crate) fn listen(&self, backlog: u32) -> Result<(), Error> {

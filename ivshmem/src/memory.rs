@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 mod error;
@@ -92,6 +93,9 @@ trait Kind: Debug + Send + Sync {
 
     /// The server serves it from now on.
     fn finish(&mut self) {}
+
+    /// Its name stays when this is dropped.
+    fn keep(&mut self) {}
 }
 
 /// The memory that is served. Dropping it removes a POSIX name that is ours.
@@ -114,6 +118,41 @@ impl Memory {
         Ok(Self { kind, size: 0 })
     }
 
+    /// Takes the memory of a server before, of `size` bytes. `source` says where it comes from,
+    /// in case it has a name.
+    pub(crate) fn resume(
+        source: MemorySource,
+        mode: Option<u32>,
+        object: OwnedFd,
+        size: u64,
+    ) -> Result<Self, Error> {
+        let object = File::from(object);
+        let mut kind: Box<dyn Kind> = match source {
+            MemorySource::Posix(name) => {
+                let named = posix::Posix::open(name, mode)?;
+                if named.is(&object).map_err(Error::system(&named.label(), "look at"))? {
+                    Box::new(named)
+                } else {
+                    log::warn!(
+                        "shared memory {} is not the memory that clients have; the name is left \
+                         alone",
+                        named.label()
+                    );
+                    Box::new(given::Given::new(object.into()))
+                }
+            }
+            _ => Box::new(given::Given::new(object.into())),
+        };
+        let size = size::reserve(kind.object(), &kind.label(), Some(size), Some(size))?;
+        kind.reserved(size)?;
+        Ok(Self { kind, size })
+    }
+
+    /// Its name stays when this is dropped.
+    pub(crate) fn keep(&mut self) {
+        self.kind.keep();
+    }
+
     /// Gives the memory its size, in bytes, and all of its room. Without a size, the object's
     /// own is taken as it is.
     pub(crate) fn reserve(&mut self, size: Option<u64>) -> Result<(), Error> {
@@ -125,6 +164,12 @@ impl Memory {
     /// The server serves it from now on.
     pub(crate) fn finish(&mut self) {
         self.kind.finish();
+    }
+
+    /// Device and inode.
+    pub(crate) fn identity(&self) -> std::io::Result<(u64, u64)> {
+        let meta = self.kind.object().metadata()?;
+        Ok((meta.dev(), meta.ino()))
     }
 
     pub(crate) fn size(&self) -> u64 {

@@ -25,9 +25,9 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use crate::Error;
 use crate::memory::Memory;
 use crate::sys;
+use crate::{Error, Keeper};
 
 mod accounts;
 mod admission;
@@ -39,12 +39,15 @@ mod connection;
 mod core;
 mod event;
 mod in_flight;
+mod keeping;
 mod limits;
 mod peer;
 mod rate_limit;
 mod reactor;
+mod resume;
 mod roster;
 mod send;
+mod state;
 mod waiting;
 
 use admission::Admission;
@@ -63,7 +66,7 @@ use reactor::Source;
 /// [`run`](Self::run).
 ///
 /// Dropping it disconnects every client, and removes the socket's path and the POSIX name of
-/// the shared memory.
+/// the shared memory. With a keeper, a drop by a panic does neither: the next server goes on.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -86,6 +89,7 @@ pub struct Server {
     admission: Admission,
     broadcast: Broadcast,
     memory: Memory,
+    hands_over: bool,
 }
 
 impl std::fmt::Debug for Server {
@@ -150,6 +154,20 @@ impl Server {
         true
     }
 
+    /// The keeper that the server was given.
+    pub fn keeper(&self) -> Option<&Keeper> {
+        self.core.keeping.as_ref().map(|keeping| &keeping.keeper)
+    }
+
+    /// Ends this server, and leaves everything to the next one, which the keeper's descriptors
+    /// resume: no client is told, and no name is removed. Without a keeper it is a drop.
+    pub fn hand_over(mut self) {
+        if let Some(keeping) = &mut self.core.keeping {
+            keeping.hand_over(&mut self.core.clients);
+            self.hands_over = true;
+        }
+    }
+
     /// Vectors of each peer.
     pub fn vectors(&self) -> u32 {
         self.core.clients.vectors()
@@ -157,7 +175,9 @@ impl Server {
 
     /// The id that the next client will get. None when no id is left.
     pub fn next_id(&mut self) -> Option<u16> {
-        self.core.clients.next_id()
+        let id = self.core.clients.next_id();
+        self.core.sync_ids();
+        id
     }
 
     /// Counters since the start, and what is left.
@@ -271,8 +291,9 @@ impl Server {
     /// # Errors
     /// As [`dispatch`](Self::dispatch).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Vec<Event>, Error> {
-        let Self { core, admission, broadcast, memory } = self;
+        let Self { core, admission, broadcast, memory, .. } = self;
         let ready: Vec<Source> = core.reactor.wait(sys::milliseconds(timeout))?.collect();
+        core.keep_up();
         let memory = memory.as_fd();
         let mut turn = Turn::new();
         let (mut connections, mut timer) = (false, false);
@@ -318,7 +339,11 @@ impl Server {
             broadcast.start_round();
             broadcast.run(core, memory, &mut turn);
         }
-        core.reactor.set_due(broadcast.has_work() || admission.has_waiting());
+        let waits = admission.has_waiting() && !core.is_keeper_behind();
+        core.reactor.set_due(broadcast.has_work() || waits);
+        if core.is_keeper_behind() {
+            core.reactor.arm();
+        }
         Ok(turn.events)
     }
 
@@ -349,11 +374,22 @@ impl AsRawFd for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A panic must not end the service: it is a crash, from which the next server goes on.
+        let crashes = std::thread::panicking() && self.core.keeping.is_some();
+        if self.hands_over || crashes {
+            self.admission.hand_over(&mut self.core);
+            self.memory.keep();
+            self.core.close_all();
+            return;
+        }
         let clients = &self.core.clients;
         for (index, (_, connection)) in clients.iter().enumerate() {
             connection.hang_up(clients.greeting_left(index));
         }
         self.admission.close(&mut self.core);
+        if let Some(keeping) = &mut self.core.keeping {
+            keeping.retire(&self.core.clients);
+        }
         self.core.close_all();
     }
 }

@@ -6,12 +6,14 @@
 //! region of memory is for.
 
 mod eventfd;
+mod inherited;
 mod mapping;
 mod receive;
 mod send;
 mod socket;
 
 pub(crate) use eventfd::take_count;
+pub(crate) use inherited::{socket_cookie, take_inherited};
 pub(crate) use mapping::Mapping;
 pub(crate) use receive::{RECEIVE_FDS, Received, peek, receive};
 pub(crate) use send::{Run, SendBuffer};

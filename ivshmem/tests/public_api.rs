@@ -18,6 +18,7 @@ fn public_types_can_be_sent_to_and_shared_with_other_threads() {
         is_send_and_sync::<ivshmem::Event>();
         is_send_and_sync::<ivshmem::LeaveReason>();
         is_send_and_sync::<ivshmem::Applicant<'_>>();
+        is_send_and_sync::<ivshmem::Keeper>();
         is_send_and_sync::<ivshmem::ListenerError>();
         is_send_and_sync::<ivshmem::MemoryError>();
         is_send_and_sync::<ivshmem::MemorySource>();

@@ -53,6 +53,8 @@ pub(super) struct Bound {
     directory: Directory,
     name: OsString,
     entry: Entry,
+    /// Whether the path goes when this is dropped.
+    removes_path: bool,
 }
 
 impl Bound {
@@ -67,7 +69,30 @@ impl Bound {
             place.bind_apart(socket, mode)?
         };
         let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
-        Ok(Self { path, directory: directory.park(), name, entry })
+        Ok(Self { path, directory: directory.park(), name, entry, removes_path: true })
+    }
+
+    /// The place of a socket that a server before has bound. None if something else is there.
+    /// Dropping it leaves the path alone until [`keep`](Self::keep) says otherwise.
+    pub(super) fn find(path: &Path, identity: (u64, u64)) -> Result<Option<Self>, Error> {
+        let (directory, name) =
+            Directory::of(path).map_err(failed(path, "open the directory of"))?;
+        let found = directory.look(&name).map_err(failed(path, "look at"))?;
+        let Some(entry) = found.filter(|entry| entry.identity() == identity) else {
+            return Ok(None);
+        };
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+        Ok(Some(Self { path, directory: directory.park(), name, entry, removes_path: false }))
+    }
+
+    /// Whether the path stays when this is dropped.
+    pub(super) fn keep(&mut self, keep: bool) {
+        self.removes_path = !keep;
+    }
+
+    /// Device and inode.
+    pub(super) fn identity(&self) -> (u64, u64) {
+        self.entry.identity()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -77,6 +102,9 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
+        if !self.removes_path {
+            return;
+        }
         if let Err(error) = self.directory.remove(&self.name, &self.entry) {
             log::warn!("cannot remove socket {:?}: {error}", self.path);
         }

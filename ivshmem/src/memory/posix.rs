@@ -83,6 +83,13 @@ impl Posix {
     }
 }
 
+impl Posix {
+    /// Whether the name is that of this object.
+    pub(super) fn is(&self, object: &File) -> io::Result<bool> {
+        Ok(self.entry.is(&Entry::of(object)?))
+    }
+}
+
 /// The bare name, if it can be one. Slashes at the start do not count, as for shm_open(3).
 fn valid_name(given: &OsStr) -> Option<OsString> {
     let bytes = given.as_bytes();
@@ -211,6 +218,10 @@ impl Kind for Posix {
     /// reference does the same.
     fn finish(&mut self) {
         self.removes_name = true;
+    }
+
+    fn keep(&mut self) {
+        self.removes_name = false;
     }
 }
 

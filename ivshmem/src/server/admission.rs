@@ -122,10 +122,12 @@ impl Admission {
             // The reserve comes before any client: without it no client could be refused.
             self.spare = new_vector().ok().map(Spare::Eventfd);
         }
-        if connections {
+        if connections && core.is_keeper_behind() {
+            self.pause(core);
+        } else if connections {
             self.accept_all(core, turn, &mut admitted);
         }
-        while turn.budget > BUDGET / 2 {
+        while turn.budget > BUDGET / 2 && !core.is_keeper_behind() {
             let ready = |uid| core.accounts.of(uid).just_left < AT_ONCE;
             let Some((socket, credentials)) = self.waiting.next(ready) else { break };
             turn.spend(ACCEPT);
@@ -139,6 +141,10 @@ impl Admission {
         let mut first = true;
         while turn.budget > BUDGET / 2 {
             if !std::mem::take(&mut first) && !self.listener.has_waiting() {
+                break;
+            }
+            if core.is_keeper_behind() {
+                self.pause(core);
                 break;
             }
             turn.spend(ACCEPT);
@@ -320,6 +326,16 @@ impl Admission {
         }
     }
 
+    /// Leaves the listener to the next server. A connection that was accepted is not among what
+    /// the keeper has, and is refused.
+    pub(super) fn hand_over(&mut self, core: &mut Core) {
+        while let Some((socket, _)) = self.waiting.next(|_| true) {
+            send::refuse(socket.as_fd(), 0, None);
+            core.closer.close(socket);
+        }
+        self.listener.keep();
+    }
+
     /// Refuses the waiting connections, so that no QEMU waits for a server that has ended. A
     /// socket that the caller supplied is left alone: the caller may go on using it.
     pub(super) fn close(&mut self, core: &mut Core) {
@@ -401,9 +417,25 @@ impl<'a> Candidate<'a> {
         let credentials = self.credentials;
         let key = self.core.clients.next_key();
         let number = socket.as_raw_fd();
-        let connection = Connection::new(socket, vectors);
+        let mut connection = Connection::new(socket, vectors);
+        let mut identity = None;
+        if let (Some(keeping), Some(id)) = (&mut self.core.keeping, self.core.clients.next_id()) {
+            match keeping.identify(id, &connection) {
+                Ok(found) => {
+                    connection.slot = found.slot;
+                    identity = Some(found);
+                }
+                Err(error) => {
+                    self.socket = Some(connection.socket);
+                    return Err(error.into());
+                }
+            }
+        }
         match self.core.clients.join(credentials.uid, connection) {
             Ok(id) => {
+                if let (Some(keeping), Some(identity)) = (&mut self.core.keeping, &identity) {
+                    keeping.joined(&mut self.core.clients, identity);
+                }
                 self.core.stats.joined += 1;
                 self.core.accounts.joined(credentials.uid);
                 if log::log_enabled!(log::Level::Info) {

@@ -261,7 +261,12 @@ impl Broadcast {
             }
             let most = most.min(batch).min(limit - sent);
             let clients = &core.clients;
-            let socket = clients.payload(index).socket.as_fd();
+            let connection = clients.payload(index);
+            let (socket, slot) = (connection.socket.as_fd(), connection.slot);
+            let keeping = core.keeping.as_ref();
+            if let (Some(keeping), true) = (keeping, partial.is_some()) {
+                keeping.sending(slot, 1);
+            }
             let (count, verdict) = self.sender.send(socket, &mut partial, most, |run, most| {
                 clients.for_each_message(index, most, |message| {
                     let (value, descriptor) = on_the_wire(&message, memory);
@@ -271,8 +276,14 @@ impl Broadcast {
                     run.push(value.to_le_bytes(), descriptor);
                     true
                 });
+                if let (Some(keeping), false) = (keeping, run.is_empty()) {
+                    keeping.sending(slot, run.len());
+                }
             });
             core.clients.note_told(index, count);
+            if let Some(keeping) = &core.keeping {
+                keeping.sent(slot, &core.clients.progress(index), partial);
+            }
             core.clients.payload_mut(index).unread.note_sent(count);
             sent += count;
             match verdict {

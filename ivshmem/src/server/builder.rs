@@ -14,12 +14,16 @@ use super::admission::{Admission, new_vector};
 use super::applicant::Applicant;
 use super::broadcast::Broadcast;
 use super::closing::Closer;
-use super::core::Core;
+use super::core::{Core, Turn};
+use super::keeping::Keeping;
 use super::limits::Limits;
 use super::reactor::Reactor;
+use super::resume::Resumed;
+use super::roster::{Key, Roster};
+use super::state::{State, Things};
 use crate::listener::Listener;
 use crate::memory::Memory;
-use crate::{Error, MAX_VECTORS, MemorySource};
+use crate::{Error, Keeper, MAX_VECTORS, MemorySource, sys};
 
 /// Where the listening socket comes from.
 #[derive(Debug)]
@@ -59,6 +63,7 @@ pub struct Builder {
     first_id: u16,
     id_space: u32,
     selectable: bool,
+    keeper: Option<Keeper>,
     limits: Limits,
 }
 
@@ -75,6 +80,7 @@ impl Default for Builder {
             first_id: 0,
             id_space: crate::protocol::ID_SPACE,
             selectable: false,
+            keeper: None,
             limits: Limits::default(),
         }
     }
@@ -189,6 +195,21 @@ impl Builder {
         self
     }
 
+    /// Stores at `keeper` what a restart needs: the listening socket, the memory, the connection
+    /// and the eventfds of each client, and a state file.
+    ///
+    /// If that keeper has given back the state of a server before, `start` goes on with it: the
+    /// same memory, clients, ids and pending messages. First id, id space and memory size are then
+    /// those of before; the number of vectors must be the same. A client that the server before
+    /// may have been sending to when it was killed is ended, and the log names it.
+    ///
+    /// A server that is dropped ends for good, with everything that is stored.
+    /// [`Server::hand_over`] leaves it to the next.
+    pub fn keeper(mut self, keeper: Keeper) -> Self {
+        self.keeper = Some(keeper);
+        self
+    }
+
     /// Starts the server. If this fails, it leaves no file and no shared memory behind.
     ///
     /// # Errors
@@ -216,25 +237,98 @@ impl Builder {
             return Err(failed(action)(Errno::EMFILE.into()));
         }
         let spare = new_vector().map_err(failed("make a spare descriptor"))?;
-        let mut memory = Memory::open(source, self.memory_mode)?;
-        let listener = match self.socket {
-            Some(Socket::Path(path)) => Listener::bind(&path, self.socket_mode)?,
-            Some(Socket::Given(listener)) => Listener::given(listener, self.socket_mode)?,
-            None => return Err(Error::NoSocket),
+        let mut keeper = self.keeper;
+        let mut resumed = match &mut keeper {
+            Some(keeper) => Resumed::find(keeper)?,
+            None => None,
         };
-        memory.reserve(size)?;
+        let mut memory = match &mut resumed {
+            Some(resumed) => {
+                resumed.check(self.vectors)?;
+                let size = resumed.things().memory_size;
+                Memory::resume(source, self.memory_mode, resumed.take_memory()?, size)?
+            }
+            None => Memory::open(source, self.memory_mode)?,
+        };
+        let kept = resumed.as_mut().and_then(Resumed::take_listener).map(UnixListener::from);
+        let path_before = resumed.as_ref().map(|resumed| resumed.things().path).unwrap_or_default();
+        let mut listener = match (self.socket, kept) {
+            (Some(Socket::Path(path)), Some(kept)) => {
+                match Listener::resume(kept, &path, path_before)? {
+                    Some(listener) => listener,
+                    None => Listener::bind(&path, self.socket_mode)?,
+                }
+            }
+            (Some(Socket::Path(path)), None) => Listener::bind(&path, self.socket_mode)?,
+            (Some(Socket::Given(listener)), _) => Listener::given(listener, self.socket_mode)?,
+            (None, Some(kept)) => Listener::given(kept, self.socket_mode)?,
+            (None, None) => return Err(Error::NoSocket),
+        };
+        if resumed.is_none() {
+            memory.reserve(size)?;
+        }
         reactor.watch_listener(listener.as_fd())?;
         let closer = Closer::new(listener.refuses_descriptors());
-        let core = Core::new(reactor, closer, self.vectors, self.first_id, self.id_space);
+        let things = Things {
+            memory: memory.identity().map_err(failed("look at the memory"))?,
+            memory_size: memory.size(),
+            listener: sys::socket_cookie(listener.as_fd())
+                .map_err(failed("identify the listening socket"))?,
+            path: listener.path_identity(),
+        };
         // This step is last: a server that listens has opened all its own descriptors.
         listener.listen(self.backlog)?;
+        let mut broadcast = Broadcast::new();
+        let (clients, keeping) = match (keeper, resumed) {
+            (Some(mut keeper), Some(resumed)) => {
+                let before = resumed.things();
+                let (state, clients) = resumed.finish(&mut keeper);
+                let mut keeping = Keeping::new(keeper, state);
+                if (before.listener, before.path) != (things.listener, things.path) {
+                    keeping
+                        .replace_listener(listener.as_fd(), &things)
+                        .map_err(failed("store the listening socket at the keeper"))?;
+                }
+                log::info!("resumed with {} peers", clients.len());
+                broadcast.start_round();
+                (clients, Some(keeping))
+            }
+            (Some(keeper), None) => {
+                let (first, space) = (self.first_id, self.id_space);
+                let state = State::create(self.vectors, first, space, &things)
+                    .map_err(failed("make the state file"))?;
+                let mut keeping = Keeping::new(keeper, state);
+                keeping
+                    .store_things(memory.as_fd(), listener.as_fd())
+                    .map_err(failed("store descriptors at the keeper"))?;
+                (Roster::new(self.vectors, first, space), Some(keeping))
+            }
+            (None, _) => (Roster::new(self.vectors, self.first_id, self.id_space), None),
+        };
+        let mut core = Core::new(reactor, closer, clients, keeping);
+        let mut turn = Turn::new();
+        core.watch_all(&mut turn);
+        // They were blocked in their greeting when the server before ended.
+        let blocked: Vec<Key> = (0..core.clients.len())
+            .filter(|&index| core.clients.greeting_left(index) > 0)
+            .map(|index| core.clients.key(index))
+            .collect();
+        for key in blocked {
+            broadcast.greet(&mut core, key, memory.as_fd(), &mut turn);
+        }
+        for (key, reason) in std::mem::take(&mut turn.broken) {
+            core.remove(key, Some(reason), &mut turn);
+        }
+        core.reactor.set_due(broadcast.has_work());
         memory.finish();
+        listener.finish();
 
         Ok(Server {
             core,
             admission: Admission::new(listener, spare, self.limits),
-            broadcast: Broadcast::new(),
+            broadcast,
             memory,
+            hands_over: false,
         })
     }
 }

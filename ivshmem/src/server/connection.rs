@@ -32,6 +32,10 @@ pub(super) struct Connection {
     pub(super) partial: Option<Partial>,
     /// `Server::disconnect` was called.
     pub(super) disconnected: bool,
+    /// Its record in the state file, if there is a keeper.
+    pub(super) slot: u32,
+    /// The number of its descriptors that the keeper has, or will have.
+    pub(super) kept: u32,
 }
 
 /// The clients in join order, with their descriptors.
@@ -48,6 +52,8 @@ impl Connection {
             batch: usize::MAX,
             partial: None,
             disconnected: false,
+            slot: 0,
+            kept: 0,
         }
     }
 

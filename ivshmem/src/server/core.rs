@@ -13,8 +13,9 @@ use super::accounts::Accounts;
 use super::closing::Closer;
 use super::connection::Clients;
 use super::in_flight::{InFlight, Room, Unread};
+use super::keeping::Keeping;
 use super::reactor::{Reactor, Source};
-use super::roster::{Key, Roster};
+use super::roster::Key;
 use super::{Event, LeaveReason, Stats, send};
 use crate::{Chain, Error};
 
@@ -62,6 +63,8 @@ pub(super) struct Core {
     pub(super) accounts: Accounts,
     pub(super) in_flight: InFlight,
     pub(super) closer: Closer,
+    /// What survives this process, if there is a keeper.
+    pub(super) keeping: Option<Keeping>,
     lingering: BTreeMap<u64, Lingering>,
     /// The clients that were refused and whose connections were kept open, so far.
     refused: u64,
@@ -72,16 +75,18 @@ impl Core {
     pub(super) fn new(
         reactor: Reactor,
         closer: Closer,
-        vectors: u32,
-        first_id: u16,
-        id_space: u32,
+        clients: Clients,
+        keeping: Option<Keeping>,
     ) -> Self {
+        let mut accounts = Accounts::default();
+        (0..clients.len()).for_each(|index| accounts.joined(clients.owner(index)));
         Self {
             reactor,
-            clients: Roster::new(vectors, first_id, id_space),
-            accounts: Accounts::default(),
+            clients,
+            accounts,
             in_flight: InFlight::default(),
             closer,
+            keeping,
             lingering: BTreeMap::new(),
             refused: 0,
             stats: Stats::default(),
@@ -109,6 +114,10 @@ impl Core {
         let Some((id, connection)) = self.clients.leave(key) else { return false };
         let reason = reason.unwrap_or_else(|| connection.leave_reason());
         connection.hang_up(greeting_left);
+        if let (Some(keeping), Some(departure)) = (&mut self.keeping, self.clients.last_departure())
+        {
+            keeping.left(&mut self.clients, &departure, connection.slot, connection.kept);
+        }
         self.accounts.left(uid);
         self.let_linger(key, connection.socket, connection.unread, uid);
         self.stats.left += 1;
@@ -202,6 +211,38 @@ impl Core {
                 self.closer.close(connection.socket);
             }
         }
+    }
+
+    /// Records the ids that have become free.
+    pub(super) fn sync_ids(&mut self) {
+        if let Some(keeping) = &mut self.keeping {
+            keeping.state.sync_free(&self.clients);
+        }
+    }
+
+    /// Watches the clients of a server before.
+    pub(super) fn watch_all(&mut self, turn: &mut Turn) {
+        for index in 0..self.clients.len() {
+            let key = self.clients.key(index);
+            let socket = self.clients.payload(index).socket.as_fd();
+            if let Err(error) = self.reactor.watch_client(socket, key) {
+                turn.broken.push((key, LeaveReason::Broken(error)));
+            }
+        }
+    }
+
+    /// Does what the keeper did not take before.
+    pub(super) fn keep_up(&mut self) {
+        if let Some(keeping) = &mut self.keeping {
+            if keeping.is_behind() {
+                keeping.work(&mut self.clients);
+            }
+        }
+    }
+
+    /// Whether the keeper has not taken everything yet.
+    pub(super) fn is_keeper_behind(&self) -> bool {
+        self.keeping.as_ref().is_some_and(Keeping::is_behind)
     }
 
     /// The descriptors of all clients, of those that left too.

@@ -98,6 +98,20 @@ impl Unread {
         Self { count: 0, limit: ALLOWANCE, reads: false, has_waited: false, buffer: 0 }
     }
 
+    /// Counts what a server before has sent to this client, and gives its socket a buffer of the
+    /// usual size: [`usual_size`].
+    pub(super) fn resume(&mut self, socket: &UnixStream, usual: Option<usize>) {
+        self.count = MOST;
+        self.refresh(socket);
+        let has = getsockopt(socket, sockopt::SndBuf).ok();
+        if let (Some(usual), Some(has)) = (usual, has) {
+            if has < usual {
+                // The kernel doubles the value.
+                let _ = setsockopt(socket, sockopt::SndBuf, &(usual / 2));
+            }
+        }
+    }
+
     /// Messages that may be sent without asking.
     #[inline]
     pub(super) fn room(&self) -> usize {
@@ -274,6 +288,12 @@ impl InFlight {
         }
         pool
     }
+}
+
+/// The size of a new socket's buffer.
+pub(super) fn usual_size() -> Option<usize> {
+    let (one, _other) = UnixStream::pair().ok()?;
+    getsockopt(&one, sockopt::SndBuf).ok()
 }
 
 /// The bytes that the kernel charges a socket for one message of 8 bytes. On x86-64 it is 768: a

@@ -31,11 +31,13 @@
 
 mod departures;
 mod ids;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 use departures::{Departure, Departures};
 use ids::Ids;
+pub(crate) use saved::{Progress, Saved, SavedDeparture, SavedMember};
 
 /// The number of a join. It identifies a member, and is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -59,6 +59,17 @@ pub(super) struct Partial {
     sent: u8,
 }
 
+impl Partial {
+    /// The message, and the number of its bytes that were sent.
+    pub(super) fn parts(self) -> ([u8; MESSAGE], u8) {
+        (self.value, self.sent)
+    }
+
+    pub(super) fn from_parts((value, sent): ([u8; MESSAGE], u8)) -> Self {
+        Self { value, sent }
+    }
+}
+
 /// Sends runs of messages. One instance is used for all sockets.
 pub(super) struct Sender {
     buffer: sys::SendBuffer,
@@ -146,4 +157,11 @@ pub(super) fn refuse(socket: BorrowedFd<'_>, greeted: usize, partial: Option<Par
     // be done for such a client.
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let _ = send(socket.as_raw_fd(), &value.to_le_bytes(), flags);
+}
+
+/// Refuses a client of which it is not known how much of the greeting it was sent: a QEMU ends at
+/// this value in each place of the greeting, and ignores it after that.
+pub(super) fn refuse_anywhere(socket: BorrowedFd<'_>) {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let _ = send(socket.as_raw_fd(), &REFUSED_VALUE.to_le_bytes(), flags);
 }

@@ -82,6 +82,18 @@ impl Mapping {
     atomic!(atomic_u32, AtomicU32);
     atomic!(atomic_u64, AtomicU64);
 
+    /// `N` numbers of the memory from `offset` on. None if they do not all lie in the mapping, or if
+    /// `offset` is not a multiple of their size.
+    pub(crate) fn words<const N: usize>(&self, offset: usize) -> Option<&[AtomicU64; N]> {
+        if offset % size_of::<u64>() != 0 || !self.contains(offset, size_of::<[u64; N]>()) {
+            return None;
+        }
+        // SAFETY: all `N` numbers lie in the mapping, which lives as long as `self` and starts at a
+        // page, so they are aligned; any bytes are a value of them, and atomics may be changed by
+        // others at any time.
+        Some(unsafe { &*self.as_ptr().add(offset).cast::<[AtomicU64; N]>() })
+    }
+
     /// Whether `len` bytes at `offset` lie in the mapping.
     pub(crate) fn contains(&self, offset: usize, len: usize) -> bool {
         offset.checked_add(len).is_some_and(|end| end <= self.len)
@@ -253,6 +265,19 @@ mod tests {
                     assert_eq!(back[start + len], 0, "one more byte was written");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn words_lie_in_the_mapping_or_there_are_none() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(4096).expect("it grows");
+        let mapping = Mapping::new(file.as_fd(), 4096).expect("it can be mapped");
+        let words = mapping.words::<2>(4080).expect("the last two");
+        words[1].store(7, Ordering::Relaxed);
+        assert_eq!(mapping.atomic_u64(4088).expect("the last one").load(Ordering::Relaxed), 7);
+        for offset in [4, 4088, 4096, usize::MAX - 7] {
+            assert!(mapping.words::<2>(offset).is_none(), "{offset}");
         }
     }
 

@@ -45,6 +45,10 @@ impl Departures {
         self.owners.keys().copied()
     }
 
+    pub(super) fn last(&self) -> Option<&Departure> {
+        self.log.last()
+    }
+
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
         self.log.capacity()

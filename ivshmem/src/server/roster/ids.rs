@@ -20,12 +20,41 @@ pub(super) struct Ids {
     given: u32,
     /// The free ids. The id that has been free for the longest time is given first.
     free: VecDeque<u16>,
+    /// How often an id became free.
+    frees: u64,
 }
 
 impl Ids {
     pub(super) fn new(first: u16, space: u32) -> Self {
         assert!((1..=ID_SPACE).contains(&space), "ids are 16 bits");
-        Self { first, space, given: 0, free: VecDeque::new() }
+        Self { first, space, given: 0, free: VecDeque::new(), frees: 0 }
+    }
+
+    pub(super) fn restore(first: u16, space: u32, given: u32, frees: u64, free: Vec<u16>) -> Self {
+        Self { given, frees, free: free.into(), ..Self::new(first, space) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn first(&self) -> u16 {
+        self.first
+    }
+
+    pub(super) fn given(&self) -> u32 {
+        self.given
+    }
+
+    #[cfg(test)]
+    pub(super) fn frees(&self) -> u64 {
+        self.frees
+    }
+
+    /// See [`Roster::freed_since`](super::Roster::freed_since).
+    pub(super) fn freed_since(&self, known: u64) -> impl Iterator<Item = (u64, u16)> + '_ {
+        // Ids are appended, and taken at the front.
+        let start = self.frees - self.free.len() as u64;
+        let skip = known.saturating_sub(start).min(self.free.len() as u64);
+        let newer = self.free.range(skip as usize..);
+        (start + skip + 1..).zip(newer.copied())
     }
 
     /// The id that the next `take` removes.
@@ -60,5 +89,6 @@ impl Ids {
 
     pub(super) fn give_back(&mut self, id: u16) {
         self.free.push_back(id);
+        self.frees += 1;
     }
 }

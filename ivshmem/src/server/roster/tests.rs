@@ -9,6 +9,7 @@ use crate::protocol::ID_SPACE;
 
 mod lookups;
 mod model;
+mod restart;
 use model::World;
 
 /// One step of a history. The number of a client is taken modulo the number of clients.
@@ -48,7 +49,7 @@ fn first_id() -> impl Strategy<Value = u16> {
 }
 
 fn take(world: &mut World, step: &Step) {
-    let here = world.clients.len();
+    let here = world.model.clients.len();
     match *step {
         Step::Join => _ = world.join(),
         Step::Visit(count) => {
@@ -139,7 +140,7 @@ fn a_peer_that_leaves_when_half_told_of_is_gone_and_the_rest_of_it_is_not_told()
     let rest = [0, 1, 2, 3].map(|vector| ("vector", 2, vector));
     assert_eq!(waiting(&world.roster, 0), [&[("gone", 1, 0)], &rest[..]].concat());
     world.rest(1);
-    assert_eq!(world.clients[0].view(), [0, 2]);
+    assert_eq!(world.model.clients[0].view(), [0, 2]);
 }
 
 #[test]
@@ -181,7 +182,7 @@ fn a_client_stalled_in_the_greeting_never_hears_of_those_who_came_and_went() {
         world.leave(0);
         world.join().expect("an id that nobody was told of");
         let ids: Vec<_> = waiting(&world.roster, 0).into_iter().skip(3 - told).collect();
-        let newest = world.clients[1].id;
+        let newest = world.model.clients[1].id;
         let expected = [1, newest].map(|id| [("vector", id, 0), ("vector", id, 1)]).concat();
         assert_eq!(ids, expected, "after {told} messages of the greeting");
         world.rest(1);
@@ -219,7 +220,7 @@ fn a_resident_that_was_told_of_everybody_holds_their_ids_until_it_leaves() {
         assert_eq!(world.roster.join(0, 0), Err(0), "each id was told of to the resident");
     }
     world.tell(0, usize::MAX);
-    assert_eq!(world.clients[0].view(), [7], "the resident is unharmed");
+    assert_eq!(world.model.clients[0].view(), [7], "the resident is unharmed");
     world.leave(0);
     // The id that was given back first is given first.
     assert_eq!(world.join(), Some(8));

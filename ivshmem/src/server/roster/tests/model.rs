@@ -8,8 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Key, Message, Roster};
+use crate::server::state::{State, Things};
 
 /// The last owner of an id. Joins are numbered from 1, and the number is the payload.
+#[derive(Clone)]
 struct Owner {
     number: u64,
     /// Set when it left: clients with a smaller number had joined before.
@@ -17,15 +19,19 @@ struct Owner {
 }
 
 /// A peer that a client knows.
+#[derive(Clone)]
 struct Known {
     id: u16,
     number: u64,
     vectors: u32,
 }
 
+#[derive(Clone)]
 pub(super) struct Client {
-    key: Key,
-    number: u64,
+    pub(super) key: Key,
+    /// Its record in the state file.
+    pub(super) slot: u32,
+    pub(super) number: u64,
     pub(super) id: u16,
     greeted: u8,
     /// The peers in the order in which they were told; the client itself is among them.
@@ -91,25 +97,40 @@ impl Client {
 
 pub(super) struct World {
     pub(super) roster: Roster<u64>,
-    /// In join order, like the roster's members.
-    pub(super) clients: Vec<Client>,
-    owners: BTreeMap<u16, Owner>,
+    pub(super) state: State,
+    pub(super) model: Model,
     vectors: u32,
     first: u16,
     space: u32,
+}
+
+/// What must be true of the roster.
+#[derive(Clone)]
+pub(super) struct Model {
+    /// In join order, like the roster's members.
+    pub(super) clients: Vec<Client>,
+    owners: BTreeMap<u16, Owner>,
     next: u64,
+}
+
+impl Model {
+    /// The client at position `at` in join order leaves.
+    pub(super) fn end(&mut self, at: usize) -> Client {
+        let client = self.clients.remove(at);
+        self.owners.get_mut(&client.id).expect("it had joined").left = Some(self.next);
+        client
+    }
 }
 
 impl World {
     pub(super) fn new(vectors: u32, first: u16, space: u32) -> Self {
         Self {
             roster: Roster::new(vectors, first, space),
-            clients: Vec::new(),
-            owners: BTreeMap::new(),
+            state: State::create(vectors, first, space, &Things::default()).expect("a memfd"),
+            model: Model { clients: Vec::new(), owners: BTreeMap::new(), next: 1 },
             vectors,
             first,
             space,
-            next: 1,
         }
     }
 
@@ -123,21 +144,28 @@ impl World {
     pub(super) fn join(&mut self) -> Option<u16> {
         let foretold = self.roster.next_id();
         let key = self.roster.next_key();
-        match self.roster.join(self.next as u32 % 3, self.next) {
+        // As the server does: a client without a record would be forgotten by a restart.
+        let slot = foretold.map_or(0, |id| self.state.reserve(id).expect("there is memory"));
+        match self.roster.join(self.model.next as u32 % 3, self.model.next) {
             Ok(id) => {
+                let member = self.roster.saved_member(self.roster.len() - 1);
+                let cookie = self.model.next;
+                let eventfds: Vec<u32> = (0..self.vectors).collect();
+                self.state.joined(slot, &self.roster, &member, cookie, &eventfds);
                 assert_eq!(Some(id), foretold, "the id that was foretold");
-                assert!(self.clients.iter().all(|client| client.id != id), "{id} is taken");
-                let given = self.owners.len() as u32;
+                assert!(self.model.clients.iter().all(|client| client.id != id), "{id} is taken");
+                let given = self.model.owners.len() as u32;
                 if given < self.space {
                     assert_eq!(id, self.first.wrapping_add(given as u16), "fresh ids, in turn");
                 } else {
-                    assert!(self.owners.contains_key(&id), "{id} is outside the space");
+                    assert!(self.model.owners.contains_key(&id), "{id} is outside the space");
                 }
-                let number = self.next;
-                self.next += 1;
-                self.owners.insert(id, Owner { number, left: None });
-                self.clients.push(Client {
+                let number = self.model.next;
+                self.model.next += 1;
+                self.model.owners.insert(id, Owner { number, left: None });
+                self.model.clients.push(Client {
                     key,
+                    slot,
                     number,
                     id,
                     greeted: 0,
@@ -148,7 +176,7 @@ impl World {
                 Some(id)
             }
             Err(payload) => {
-                assert_eq!(payload, self.next, "the payload comes back");
+                assert_eq!(payload, self.model.next, "the payload comes back");
                 assert_eq!(foretold, None, "nothing was foretold");
                 let free = self.all_ids().find(|id| !self.is_held(*id));
                 assert_eq!(free, None, "refused, though this id is free");
@@ -159,32 +187,40 @@ impl World {
 
     /// Whether the id is in use, or may not be given again by the rule in `ids.rs`.
     fn is_held(&self, id: u16) -> bool {
-        let Some(owner) = self.owners.get(&id) else { return false };
+        let Some(owner) = self.model.owners.get(&id) else { return false };
         let Some(left) = owner.left else { return true };
-        self.clients.iter().any(|client| client.number < left && client.newest >= owner.number)
+        self.model
+            .clients
+            .iter()
+            .any(|client| client.number < left && client.newest >= owner.number)
     }
 
     /// The client at position `at` in join order leaves.
     pub(super) fn leave(&mut self, at: usize) -> u16 {
-        let Client { key, number, id, .. } = self.clients.remove(at);
+        let Client { key, slot, number, id, .. } = self.model.end(at);
         assert_eq!(self.roster.leave(key), Some((id, number)));
+        self.state.left(slot, &self.roster.last_departure().expect("it has just left"));
         assert_eq!(self.roster.leave(key), None, "nobody leaves twice");
-        self.owners.get_mut(&id).expect("it had joined").left = Some(self.next);
         id
     }
 
     /// The client at position `at` in join order reads at most `limit` messages. Returns the number
     /// of messages.
     pub(super) fn tell(&mut self, at: usize, limit: usize) -> usize {
-        let client = &mut self.clients[at];
+        let client = &mut self.model.clients[at];
         assert_eq!(self.roster.index(client.key), Some(at), "the roster is in join order");
         let behind = self.roster.behind(at);
+        let slot = client.slot;
         let mut count = 0;
         for message in self.roster.messages(at).take(limit) {
-            client.hear(message, self.vectors, &self.owners);
+            if count == 0 {
+                self.state.sending(slot, behind.min(limit as u64) as u32);
+            }
+            client.hear(message, self.vectors, &self.model.owners);
             count += 1;
         }
         self.roster.note_told(at, count);
+        self.state.sent(slot, &self.roster.progress(at), None);
         assert_eq!(self.roster.behind(at), behind - count as u64, "{count} messages later");
         count
     }
@@ -192,7 +228,7 @@ impl World {
     /// Every client reads, `chunk` messages at a time, until no message is pending. Then each
     /// client's view must equal the roster.
     pub(super) fn rest(&mut self, chunk: usize) {
-        for at in 0..self.clients.len() {
+        for at in 0..self.model.clients.len() {
             let behind = self.roster.behind(at);
             let mut told = 0;
             loop {
@@ -204,7 +240,7 @@ impl World {
             assert_eq!(told, behind, "messages until rest, as foretold");
         }
         let here: Vec<u16> = self.roster.iter().map(|(id, _)| id).collect();
-        for (client, id) in self.clients.iter().zip(&here) {
+        for (client, id) in self.model.clients.iter().zip(&here) {
             assert_eq!((client.id, client.greeted), (*id, 3));
             assert_eq!(client.view(), here, "the view of {id}");
             let complete = client.known.iter().all(|known| known.vectors == self.vectors);
@@ -214,10 +250,10 @@ impl World {
 
     /// Checks that the size of the roster's state is bounded.
     pub(super) fn check_bounds(&self) {
-        assert_eq!(self.roster.len(), self.clients.len());
+        assert_eq!(self.roster.len(), self.model.clients.len());
         let departures = self.roster.departures.len();
         assert!(departures <= self.space as usize, "departures beyond the id space");
-        for (at, client) in self.clients.iter().enumerate() {
+        for (at, client) in self.model.clients.iter().enumerate() {
             assert_eq!(self.roster.index_of_id(client.id), Some(at), "found by its id");
         }
         let (left, remembered) = self.roster.ids_left();
