@@ -68,6 +68,15 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) hint: bool,
 
+    /// Keep a server running: start it again whenever it ends, and keep its clients meanwhile.
+    /// SIGHUP starts the program file anew (an upgrade)
+    #[arg(long)]
+    pub(crate) supervise: bool,
+
+    /// This is the server of a supervisor in the background: see `supervise`.
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
+
     /// This is the background process: see `detach`.
     #[arg(long, hide = true)]
     pub(crate) detached: bool,

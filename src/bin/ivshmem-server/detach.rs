@@ -54,31 +54,55 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1)))
 }
 
-/// In the background process: leaves the caller's session, lets the caller return, and lets
-/// go of what it has open, so that nobody waits for the end of it. A stderr that goes to a
-/// file stays.
+/// In the background process: leaves the caller's session, lets the caller return, and releases the output.
 ///
 /// What can fail comes first: once the caller has been told that all is well, it is.
 pub(crate) fn ready() -> Result<(), Failure> {
     setsid().map_err(|errno| format!("cannot leave the session: {}", io::Error::from(errno)))?;
-    let null = File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|error| format!("cannot open \"/dev/null\": {error}"))?;
-    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
-    let kind = stderr
-        .and_then(|stderr| stderr.metadata())
-        .map_err(|error| format!("cannot look at stderr: {error}"))?
-        .file_type();
+    let released = ReleasedOutput::prepare()?;
     // Past the buffer of `stdout`, which would say it at the exit, after an error.
     let caller = io::stdout().as_fd().try_clone_to_owned().map(File::from);
     caller
         .and_then(|mut caller| caller.write_all(&[READY]))
         .map_err(|error| format!("cannot say on stdout that all is ready: {error}"))?;
-    let mut closed = dup2_stdout(&null);
-    if kind.is_fifo() || kind.is_socket() || kind.is_char_device() {
-        closed = closed.and(dup2_stderr(&null));
-    }
-    if let Err(errno) = closed {
-        log::warn!("cannot let go of the caller's output: {}", io::Error::from(errno));
-    }
+    released.release();
     Ok(())
+}
+
+/// Replaces stdout and stderr by /dev/null, so that nobody waits for the end of them. A stderr that goes to a file stays.
+pub(crate) fn release_output() -> Result<(), Failure> {
+    // What is in the buffer of `stdout` is for the caller. A reader that has gone is no reason to fail.
+    let _ = io::stdout().flush();
+    ReleasedOutput::prepare()?.release();
+    Ok(())
+}
+
+/// Everything about it that can fail is done.
+struct ReleasedOutput {
+    null: File,
+    stderr_too: bool,
+}
+
+impl ReleasedOutput {
+    fn prepare() -> Result<Self, Failure> {
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(|error| format!("cannot open \"/dev/null\": {error}"))?;
+        let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+        let kind = stderr
+            .and_then(|stderr| stderr.metadata())
+            .map_err(|error| format!("cannot look at stderr: {error}"))?
+            .file_type();
+        let stderr_too = kind.is_fifo() || kind.is_socket() || kind.is_char_device();
+        Ok(Self { null, stderr_too })
+    }
+
+    fn release(self) {
+        let mut closed = dup2_stdout(&self.null);
+        if self.stderr_too {
+            closed = closed.and(dup2_stderr(&self.null));
+        }
+        if let Err(errno) = closed {
+            log::warn!("cannot release the caller's output: {}", io::Error::from(errno));
+        }
+    }
 }

@@ -18,7 +18,7 @@ pub(crate) fn start(args: &Args) {
         let level = record.level().as_str().to_ascii_lowercase();
         writeln!(out, "ivshmem-server: {level}: {}", record.args())
     });
-    builder.target(Target::Pipe(if args.detached {
+    builder.target(Target::Pipe(if args.detached || args.supervised {
         Box::new(SystemLog { socket: None, stderr: Output::passing(io::stderr()) })
     } else {
         Box::new(Output::new(io::stderr()))

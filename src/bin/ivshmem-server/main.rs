@@ -5,7 +5,8 @@
 //! when that one is listening and has written its pid file, or has failed. Nothing is forked
 //! with half a state in it, and an error reaches the caller's stderr and exit code.
 
-#![forbid(unsafe_code)]
+// supervise::sys alone allows it.
+#![deny(unsafe_code)]
 
 use std::io;
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ mod detach;
 mod logging;
 mod output;
 mod pidfile;
+mod supervise;
 #[path = "../../verbose.rs"]
 mod verbose;
 
@@ -36,7 +38,11 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
+    let outcome = match (args.foreground || args.detached, args.supervise) {
+        (true, true) => supervise::run(&args),
+        (true, false) => serve(&args),
+        (false, _) => detach::launch(),
+    };
     outcome.unwrap_or_else(|error| {
         let error = Chain(&*error);
         Output::new(io::stderr()).line(format!("ivshmem-server: {error}\n").as_bytes());
@@ -122,6 +128,10 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if args.detached {
         detach::ready()?;
     }
+    if args.supervised {
+        detach::release_output()?;
+    }
+    supervise::notify_ready();
     let served = poll_events(&mut server, &mut talk);
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
