@@ -14,6 +14,7 @@ pub(crate) mod peer;
 pub(crate) mod program;
 pub(crate) mod qtest;
 pub(crate) mod skip;
+pub(crate) mod systemd;
 pub(crate) mod target;
 pub(crate) mod view;
 pub(crate) mod vm;

@@ -310,16 +310,20 @@ impl Supervisor<'_> {
             if self.child.as_ref().is_some_and(|child| Some(child.pid) == status.pid()) {
                 // It sent all of its messages before it ended.
                 self.take_messages(usize::MAX)?;
-                if let Some(code) = self.ended(status)? {
-                    return Ok(Some(code));
+                let child = self.child.take();
+                // A terminal sends SIGINT to both processes, and the child may end first.
+                self.take_signals()?;
+                if let Some(code) = child.map(|child| self.ended(&child, status)).transpose()? {
+                    if code.is_some() {
+                        return Ok(code);
+                    }
                 }
             }
         }
     }
 
     /// What follows from the end of the child; an exit code ends the supervisor.
-    fn ended(&mut self, status: WaitStatus) -> Result<Option<ExitCode>, Failure> {
-        let Some(child) = self.child.take() else { return Ok(None) };
+    fn ended(&mut self, child: &Child, status: WaitStatus) -> Result<Option<ExitCode>, Failure> {
         let (pid, words) = (child.pid, in_words(status));
         self.start_at = Instant::now();
         if self.end.is_some() {
