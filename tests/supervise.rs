@@ -13,30 +13,31 @@ mod supervisor;
 mod systemd;
 
 use std::fs;
-use std::io::{IoSlice, Read};
-use std::os::fd::AsRawFd;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use nix::sys::signal::{Signal, kill};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use common::daemon::program;
 use common::peer::Peer;
 use common::program::{Background, Place, Process, run};
 use common::skip::skip;
 use common::{text_of, wait_for};
-use supervisor::{CHILD, Supervisor, children, command, next_child, replace_program};
+use supervisor::{CHILD, Supervisor, children, command, next_child, replace_program, servers};
 
 /// Stores `names` × `each` descriptors, kills the child, and checks what the next one gets.
 fn store_and_return(names: usize, each: usize) {
     let count = names * each;
-    if nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
-        .is_ok_and(|(_, hard)| hard < count as u64 + 100)
-    {
+    if getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(_, hard)| hard < count as u64 + 100) {
         return skip("the hard limit of open files is too low");
     }
     let (mut supervisor, mut child) = Supervisor::with_child();
@@ -109,14 +110,17 @@ fn messages_of_other_processes_are_ignored_and_their_descriptors_closed() {
     let (mut supervisor, mut child) = Supervisor::with_child();
     let socket = UnixDatagram::unbound().expect("a socket");
     socket.connect(&child.notify).expect("root, or the same user, can reach it");
-    let (mut read, write) = std::io::pipe().expect("a pipe");
+    let (read, write) = std::io::pipe().expect("a pipe");
     let text = [IoSlice::new(b"FDSTORE=1\nFDNAME=evil")];
     let fds = [write.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
     sendmsg::<UnixAddr>(socket.as_raw_fd(), &text, &rights, MsgFlags::empty(), None)
         .expect("the supervisor receives");
     drop(write);
-    assert_eq!(read.read(&mut [0]).expect("it is a pipe"), 0, "the descriptor was closed");
+    // The supervisor handles messages in order, so that one is handled when this one is.
+    child.ask("ready");
+    let mut polled = [PollFd::new(read.as_fd(), PollFlags::empty())];
+    assert_eq!(poll(&mut polled, PollTimeout::ZERO), Ok(1), "the descriptor was closed");
     // A child of the server has the socket, but it is not the server.
     child.ask("foreign");
     child.kill();
@@ -198,7 +202,7 @@ fn the_old_program_runs_again_if_the_new_one_refuses() {
             .is_ok_and(|exe| exe.to_string_lossy().ends_with("ivshmem-server (deleted)"))
     };
     let again = wait_for("the old program", || {
-        children(supervisor.pid()).into_iter().find(|pid| *pid != old && is_old(pid))
+        servers(supervisor.pid()).into_iter().find(|pid| *pid != old && is_old(pid))
     });
     supervisor.wait_until_serving(Some(old));
     // A death does not try the new one again, SIGHUP does.
@@ -245,6 +249,57 @@ fn both_end_signals_end_the_server_for_good_and_leave_nothing() {
 }
 
 #[test]
+fn a_terminals_interrupt_ends_both_processes() {
+    // The server may end before the supervisor looks at its own signal.
+    for _ in 0..20 {
+        let mut supervisor = Supervisor::start_with(Place::new(), |command| {
+            command.process_group(0);
+        });
+        killpg(supervisor.pid(), Signal::SIGINT).expect("it leads a group");
+        let ended = supervisor.end();
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        assert!(!ended.stderr.contains("starting it again"), "{ended:?}");
+        supervisor.place.assert_holds_only(&["control", "ivshmem-server"]);
+    }
+}
+
+#[test]
+fn a_supervisor_that_was_killed_leaves_its_server_alone_and_the_next_one_clears_up() {
+    let place = {
+        let mut supervisor = Supervisor::start();
+        let server = supervisor.wait_until_serving(None);
+        supervisor.signal(Signal::SIGKILL);
+        wait_for("the server has another parent", || {
+            let status = text_of(Path::new(&format!("/proc/{server}/status")));
+            (!status.contains(&format!("PPid:\t{}\n", supervisor.pid()))).then_some(())
+        });
+        assert_eq!(Peer::join(&supervisor.place.socket(), 1).id(), 0, "it serves");
+        kill(server, Signal::SIGINT).expect("it runs");
+        supervisor.end();
+        std::mem::replace(&mut supervisor.place, Place::new())
+    };
+    let left = |names: &[String]| names.iter().any(|name| name.starts_with("ivshmem-server."));
+    assert!(left(&place.names()), "its directory is left: {:?}", place.names());
+    fs::remove_file(place.path("control")).expect("it is there");
+    let mut next = Supervisor::start_with(place, |_| ());
+    next.signal(Signal::SIGTERM);
+    next.end();
+    next.place.assert_holds_only(&["control", "ivshmem-server"]);
+}
+
+#[test]
+fn names_that_are_too_long_together_are_left_out_and_the_descriptors_come_back() {
+    let (mut supervisor, mut child) = Supervisor::with_child();
+    child.ask("long 600");
+    child.kill();
+    let child = supervisor.next_child();
+    assert_eq!((child.stored, child.checked.as_str()), (600, "no_names"));
+    supervisor.signal(Signal::SIGTERM);
+    let ended = supervisor.end();
+    assert!(ended.stderr.contains("the names of 600 descriptors need 150599 bytes"), "{ended:?}");
+}
+
+#[test]
 fn in_the_background_the_pid_file_names_the_supervisor() {
     let place = Place::new();
     let mut command = command(&place);
@@ -254,9 +309,7 @@ fn in_the_background_the_pid_file_names_the_supervisor() {
     let server = children(supervisor.pid())[0];
     assert_eq!(Peer::join(&place.socket(), 1).id(), 0);
     kill(server, Signal::SIGKILL).expect("it runs");
-    wait_for("another server", || {
-        children(supervisor.pid()).into_iter().find(|&pid| pid != server)
-    });
+    wait_for("another server", || servers(supervisor.pid()).into_iter().find(|&pid| pid != server));
     supervisor.signal(Signal::SIGTERM);
     assert_eq!(supervisor.wait(), 0);
     wait_for("no names", || (place.names() == ["ivshmem-server"]).then_some(()));
@@ -272,8 +325,19 @@ fn a_failed_start_in_the_background_reaches_the_caller() {
 }
 
 #[test]
+fn a_caller_that_cannot_be_told_that_all_is_ready_leaves_no_server_behind() {
+    let place = Place::new();
+    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = command(&place);
+    command.arg("--detached").arg("-p").arg(place.pid_file());
+    let status = command.stdout(full).stderr(Stdio::null()).status().expect("it starts");
+    assert_eq!(status.code(), Some(1));
+    place.assert_holds_only(&["ivshmem-server"]);
+}
+
+#[test]
 fn as_process_1_it_reaps_every_child_and_obeys_signals() {
-    if !nix::unistd::geteuid().is_root() {
+    if !geteuid().is_root() {
         return skip("a new pid namespace needs root");
     }
     let place = Place::new();

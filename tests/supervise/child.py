@@ -77,14 +77,16 @@ def check():
     if STORED == 0:
         return "0"
     if os.environ["LISTEN_PID"] != str(os.getpid()):
-        return "wrong LISTEN_PID"
+        return "wrong_LISTEN_PID"
+    if NAMES == [""]:
+        return "no_names"
     if len(NAMES) != STORED:
-        return f"{len(NAMES)} names for {STORED} descriptors"
+        return f"{len(NAMES)}_names_for_{STORED}_descriptors"
     for fd, name in enumerate(NAMES, 3):
         value = os.eventfd_read(fd)
         os.eventfd_write(fd, value)
         if name_of(value - 1) != name:
-            return f"descriptor {fd} is of {name_of(value - 1)}, not of {name}"
+            return f"{fd}_is_of_{name_of(value - 1)}_not_of_{name}"
     return str(STORED)
 
 
@@ -131,6 +133,9 @@ for line in control.makefile():
         send("FDSTOREREMOVE=1\nFDNAME=" + words[0])
     elif word == "ready":
         send("READY=1\nSTATUS=ready for the test")
+    elif word == "long":
+        for number in range(int(words[0])):
+            send(f"FDSTORE=1\nFDNAME={number:0250}", [1])
     elif word == "foreign":
         foreign()
     elif word == "orphan":

@@ -92,7 +92,8 @@ impl Supervisor {
     #[track_caller]
     pub(crate) fn server_other_than(&self, old: Option<Pid>) -> Pid {
         wait_for("another server", || {
-            children(self.pid()).into_iter().find(|&pid| Some(pid) != old)
+            let mut servers = servers(self.pid()).into_iter();
+            servers.find(|&pid| Some(pid) != old)
         })
     }
 
@@ -199,4 +200,13 @@ fn line(stream: &mut impl BufRead) -> Option<String> {
 pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a pid"))).collect()
+}
+
+/// The children of a supervisor that execute their program already: until then they look like the supervisor.
+pub(crate) fn servers(supervisor: Pid) -> Vec<Pid> {
+    let executes = |pid: &Pid| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        !words.is_empty() && words.split(|&byte| byte == 0).all(|word| word != b"--supervise")
+    };
+    children(supervisor).into_iter().filter(executes).collect()
 }

@@ -28,17 +28,17 @@ mod store;
 mod sys;
 mod upstream;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
-use std::os::fd::AsFd;
 
 use crate::args::Args;
 use crate::pidfile::PidFile;
@@ -73,6 +73,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     logging::start(args);
     let mut supervisor = Supervisor::new(args)?;
     let outcome = supervisor.serve();
+    if outcome.is_err() && supervisor.child.is_some() {
+        // No server goes on behind an error. The first error is the one to tell.
+        supervisor.end(End::ForGood);
+        let _ = supervisor.serve();
+    }
     // Descriptors are closed before the pid file says that it is over.
     drop(supervisor.store);
     drop(supervisor.pid_file);
@@ -90,7 +95,7 @@ struct Supervisor<'a> {
     args: &'a Args,
     signals: SignalFd,
     /// Blocked signals of a child.
-    child_mask: nix::sys::signal::SigSet,
+    child_mask: SigSet,
     pid_file: Option<PidFile>,
     keeper: Keeper,
     store: Store,
@@ -165,7 +170,8 @@ impl Supervisor<'_> {
             let Some((text, received)) = next else { break };
             if received.truncated {
                 log::error!(
-                    "did not store the descriptors of a notification, as it came incomplete ({} descriptors are stored, the limit is {}): {text:?}",
+                    "did not store the descriptors of a notification, as it came incomplete ({} descriptors \
+                     are stored, the limit is {}): {text:?}",
                     self.store.count(),
                     self.store.limit()
                 );
@@ -176,11 +182,7 @@ impl Supervisor<'_> {
         Ok(())
     }
 
-    fn handle(
-        &mut self,
-        message: &Message<'_>,
-        fds: Vec<std::os::fd::OwnedFd>,
-    ) -> Result<(), Failure> {
+    fn handle(&mut self, message: &Message<'_>, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let upstream = &mut self.upstream;
         if message.remove {
             match message.name {
@@ -198,7 +200,8 @@ impl Supervisor<'_> {
             let (name, count) = (message.name.unwrap_or(message::UNNAMED), fds.len());
             if !self.store.add(name, fds) {
                 log::error!(
-                    "cannot store {count} descriptors named {name:?}: {} are stored, and the limit is {} (raise the limit of open files)",
+                    "cannot store {count} descriptors named {name:?}: {} are stored, and the limit is {} \
+                     (raise the limit of open files)",
                     self.store.count(),
                     self.store.limit()
                 );
@@ -313,10 +316,9 @@ impl Supervisor<'_> {
                 let child = self.child.take();
                 // A terminal sends SIGINT to both processes, and the child may end first.
                 self.take_signals()?;
-                if let Some(code) = child.map(|child| self.ended(&child, status)).transpose()? {
-                    if code.is_some() {
-                        return Ok(code);
-                    }
+                let Some(child) = child else { continue };
+                if let Some(code) = self.ended(&child, status)? {
+                    return Ok(Some(code));
                 }
             }
         }
@@ -351,7 +353,8 @@ impl Supervisor<'_> {
             self.programs.has_refused(&child.choice);
             self.deaths.clear();
             log::error!(
-                "the new program {:?} (pid {pid}) {words} before it was ready; starting the one that ran before",
+                "the new program {:?} (pid {pid}) {words} before it was ready; starting the one that ran \
+                 before",
                 self.programs.path()
             );
             return Ok(None);
@@ -363,7 +366,8 @@ impl Supervisor<'_> {
                 Ok(None)
             }
             Verdict::GiveUp => Err(format!(
-                "the server {words} before it was ready, {} times within {} s: giving up; its clients are disconnected",
+                "the server {words} before it was ready, {} times within {} s: giving up; its clients are \
+                 disconnected",
                 Deaths::MOST,
                 Deaths::WITHIN.as_secs()
             )

@@ -10,19 +10,25 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use nix::unistd::{Pid, getuid};
+use nix::unistd::{Pid, geteuid, getuid};
 
 use super::sys::{self, Received};
 use crate::Failure;
 
 /// systemd takes messages up to this size.
 const MESSAGE_BYTES: usize = 4096;
+
+/// How the names of the directories begin.
+const PREFIX: &str = "ivshmem-server.";
+
+/// The name of the socket in its directory.
+const SOCKET: &str = "notify";
 
 /// The socket; its directory is removed when this is dropped.
 #[derive(Debug)]
@@ -49,11 +55,12 @@ impl Keeper {
     }
 
     fn within(place: &Path) -> io::Result<Self> {
+        remove_stale(place);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
-        let directory = place.join(format!("ivshmem-server.{}.{now:x}", std::process::id()));
+        let directory = place.join(format!("{PREFIX}{}.{now:x}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&directory)?;
         let bind = || {
-            let socket = UnixDatagram::bind(directory.join("notify"))?;
+            let socket = UnixDatagram::bind(directory.join(SOCKET))?;
             setsockopt(&socket, sockopt::PassCred, &true)?;
             Ok(socket)
         };
@@ -68,7 +75,7 @@ impl Keeper {
 
     /// For $NOTIFY_SOCKET.
     pub(super) fn path(&self) -> PathBuf {
-        self.directory.join("notify")
+        self.directory.join(SOCKET)
     }
 
     /// The next message of process `pid` and its descriptors; `None` if there is none now.
@@ -102,6 +109,26 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             log::warn!("cannot remove {:?}: {error}", self.directory);
+        }
+    }
+}
+
+/// Removes the directories of supervisors that were killed. What fails can stay.
+fn remove_stale(place: &Path) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())
+            && entry
+                .metadata()
+                .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == geteuid().as_raw());
+        // A socket that is bound takes a connection, also that of a supervisor of another pid namespace.
+        let is_dead = || {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect(path.join(SOCKET))
+        };
+        if ours && is_dead().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            let _ = fs::remove_file(path.join(SOCKET)).and_then(|()| fs::remove_dir(&path));
         }
     }
 }

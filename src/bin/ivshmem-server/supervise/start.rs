@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -115,7 +115,8 @@ impl<'a> Supervisor<'a> {
                 command.env("LISTEN_FDNAMES", names);
             } else {
                 log::warn!(
-                    "the names of {} descriptors need {} bytes, and {VARIABLE_BYTES} is the limit: the server gets the descriptors without LISTEN_FDNAMES",
+                    "the names of {} descriptors need {} bytes, and {VARIABLE_BYTES} is the \
+                     limit: the server gets the descriptors without LISTEN_FDNAMES",
                     fds.len(),
                     names.len()
                 );
@@ -137,7 +138,7 @@ impl<'a> Supervisor<'a> {
 }
 
 /// Descriptors of an earlier supervisor that the service manager gives back, and what it opened for this one.
-fn taken_over() -> Vec<(String, std::os::fd::OwnedFd)> {
+fn taken_over() -> Vec<(String, OwnedFd)> {
     let variable = |name| std::env::var(name).ok();
     if variable("LISTEN_PID") != Some(std::process::id().to_string()) {
         return Vec::new();

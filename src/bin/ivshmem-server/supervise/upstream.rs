@@ -79,7 +79,9 @@ impl Upstream {
         if count > self.limit.saturating_sub(self.count) {
             if self.left_out.is_empty() {
                 log::warn!(
-                    "the service manager holds {} descriptors and gets no more (limit {}): clients that join now do not survive a restart of the unit; they survive a restart of the server by this supervisor",
+                    "the service manager holds {} descriptors and gets no more (limit {}): clients that \
+                     join now do not survive a restart of the unit; they survive a restart of the \
+                     server by this supervisor",
                     self.count,
                     self.limit
                 );
@@ -109,7 +111,8 @@ impl Upstream {
             self.queue.push_back(Item::Store { name, from: 0, keep_hung_up: true });
             if self.left_out.is_empty() {
                 log::warn!(
-                    "the service manager holds all descriptors again: all clients survive a restart of the unit"
+                    "the service manager holds all descriptors again: all clients survive a restart of \
+                     the unit"
                 );
             }
         }
