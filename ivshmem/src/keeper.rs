@@ -31,6 +31,9 @@ pub(crate) const MOST_IN_MESSAGE: usize = sys::RECEIVE_FDS;
 /// other, and 2,000 take it a second and a half.
 const MOST_FOR_MANAGER: u64 = 2000;
 
+/// The name of the listening socket that a server stores.
+pub(crate) const OWN_LISTENER: &str = "sock";
+
 /// How long the keeper may take nothing before it is not waited for any more.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -64,6 +67,41 @@ pub(crate) struct Returned {
     pub(crate) name: Option<String>,
 }
 
+/// Takes the descriptors that this process was started with (sd_listen_fds(3)), once in a process.
+fn inherited() -> Vec<Returned> {
+    let number = |name| env::var(name).ok()?.parse::<u64>().ok();
+    let is_own = number("LISTEN_PID") == Some(u64::from(std::process::id()));
+    let count = number("LISTEN_FDS").filter(|_| is_own).unwrap_or(0);
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':').map(str::to_owned);
+    sys::take_inherited(usize::try_from(count).unwrap_or(0))
+        .into_iter()
+        .map(|fd| (fd, names.next()))
+        .filter_map(|(fd, name)| Some(Returned { fd: fd?, name }))
+        .collect()
+}
+
+/// Takes the listening socket that this process was started with, if there is no keeper: socket
+/// activation (`LISTEN_FDS`, `LISTEN_PID`). With a keeper use [`Keeper::take_listener`].
+///
+/// All other descriptors that it was started with are closed. A second call returns None.
+///
+/// ```
+/// match ivshmem::inherited_listener() {
+///     Some(listener) => println!("activated: {listener:?}"),
+///     None => println!("the server makes its own socket"),
+/// }
+/// ```
+pub fn inherited_listener() -> Option<UnixListener> {
+    let mut returned = inherited().into_iter();
+    returned.find(|returned| is_stream_listener(&returned.fd)).map(|found| found.fd.into())
+}
+
+fn is_stream_listener(fd: &OwnedFd) -> bool {
+    getsockopt(fd, sockopt::AcceptConn) == Ok(true)
+        && getsockopt(fd, sockopt::SockType) == Ok(SockType::Stream)
+}
+
 fn failed(action: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::System { action, source }
 }
@@ -89,15 +127,7 @@ impl Keeper {
         let parent = u64::from(std::os::unix::process::parent_id());
         let is_supervised = number("IVSHMEM_SUPERVISOR") == Some(parent);
         let limit = if is_supervised { u64::MAX } else { MOST_FOR_MANAGER };
-        let is_own = number("LISTEN_PID") == Some(u64::from(std::process::id()));
-        let count = number("LISTEN_FDS").filter(|_| is_own).unwrap_or(0);
-        let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
-        let mut names = names.split(':').map(str::to_owned);
-        let returned = sys::take_inherited(usize::try_from(count).unwrap_or(0))
-            .into_iter()
-            .map(|fd| (fd, names.next()))
-            .filter_map(|(fd, name)| Some(Returned { fd: fd?, name }))
-            .collect();
+        let returned = inherited();
         let socket = open(&address).map_err(failed("use the socket in NOTIFY_SOCKET"))?;
         Ok(Some(Self { socket, returned, capacity: capacity.min(limit), stored: 0 }))
     }
@@ -122,13 +152,15 @@ impl Keeper {
         self.returned.len()
     }
 
-    /// Takes a listening socket that came back: that of a socket unit, if no server was resumed.
+    /// Takes the listening socket that the service manager made for a socket unit: one whose name
+    /// is not that of a server's own. Give it to
+    /// [`Builder::listener`](crate::Builder::listener).
     pub fn take_listener(&mut self) -> Option<UnixListener> {
-        let is_listener = |returned: &Returned| {
-            getsockopt(&returned.fd, sockopt::AcceptConn) == Ok(true)
-                && getsockopt(&returned.fd, sockopt::SockType) == Ok(SockType::Stream)
+        let is_unit = |returned: &Returned| {
+            returned.name.as_deref().is_some_and(|name| name != OWN_LISTENER)
+                && is_stream_listener(&returned.fd)
         };
-        let index = self.returned.iter().position(is_listener)?;
+        let index = self.returned.iter().position(is_unit)?;
         Some(self.returned.swap_remove(index).fd.into())
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod peer;
 pub(crate) mod program;
 pub(crate) mod qtest;
 pub(crate) mod skip;
+pub(crate) mod systemd;
 pub(crate) mod target;
 pub(crate) mod user;
 pub(crate) mod view;

@@ -24,13 +24,13 @@ use super::rate_limit::RateLimit;
 use super::roster::{Key, Progress, SavedDeparture};
 use super::send::Partial;
 use super::state::{State, Things};
-use crate::keeper::{Keeper, MOST_IN_MESSAGE, PATIENCE};
+use crate::keeper::{Keeper, MOST_IN_MESSAGE, OWN_LISTENER, PATIENCE};
 use crate::sys;
 
 /// The names of the descriptors that are not a client's.
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "mem";
-pub(super) const LISTENER: &str = "sock";
+pub(super) const LISTENER: &str = OWN_LISTENER;
 
 /// The name of a client's descriptors: of 5 characters at most, as all names must fit in one
 /// environment string.

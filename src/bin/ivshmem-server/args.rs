@@ -90,9 +90,22 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(crate) max_clients_per_uid: Option<u32>,
 
+    /// Id of the first client, 0 to 65535; the next ones count up from it
+    #[arg(long, value_name = "ID", default_value = "0", value_parser = clap::value_parser!(u16))]
+    pub(crate) first_id: u16,
+
     /// Once listening, print commands that attach a QEMU, list the peers and interrupt them
     #[arg(long)]
     pub(crate) hint: bool,
+
+    /// Keep a server running: start it again whenever it ends, and keep its clients meanwhile.
+    /// SIGHUP starts the program file anew (an upgrade)
+    #[arg(long)]
+    pub(crate) supervise: bool,
+
+    /// Run as the server of a supervisor in the background; see `supervise`
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
 
     /// Run as the background process; see `detach`
     #[arg(long, hide = true)]

@@ -61,24 +61,50 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
 /// The steps that can fail come before the parent is told.
 pub(crate) fn ready() -> Result<(), Failure> {
     setsid().map_err(|errno| format!("cannot leave the session: {}", io::Error::from(errno)))?;
-    let null = File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|error| format!("cannot open \"/dev/null\": {error}"))?;
-    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
-    let kind = stderr
-        .and_then(|stderr| stderr.metadata())
-        .map_err(|error| format!("cannot find what stderr is: {error}"))?
-        .file_type();
+    let released = ReleasedOutput::prepare()?;
     // Not through the buffer of `stdout`: after an error, the buffer would write the byte at exit.
     let caller = io::stdout().as_fd().try_clone_to_owned().map(File::from);
     caller.and_then(|mut caller| caller.write_all(&[READY])).map_err(|error| {
         format!("cannot tell the parent process that the server is ready: {error}")
     })?;
-    let mut closed = dup2_stdout(&null);
-    if kind.is_fifo() || kind.is_socket() || kind.is_char_device() {
-        closed = closed.and(dup2_stderr(&null));
-    }
-    if let Err(errno) = closed {
-        log::warn!("cannot close the caller's output: {}", io::Error::from(errno));
-    }
+    released.release();
     Ok(())
+}
+
+/// Replaces stdout and stderr by /dev/null, so that no reader waits for their end. A stderr that is a file stays open.
+pub(crate) fn release_output() -> Result<(), Failure> {
+    // The buffer of `stdout` is for the caller. A reader that has gone is no error.
+    let _ = io::stdout().flush();
+    ReleasedOutput::prepare()?.release();
+    Ok(())
+}
+
+/// The caller's output, about to be closed. What can fail is done.
+struct ReleasedOutput {
+    null: File,
+    stderr_too: bool,
+}
+
+impl ReleasedOutput {
+    fn prepare() -> Result<Self, Failure> {
+        let null = File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(|error| format!("cannot open \"/dev/null\": {error}"))?;
+        let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+        let kind = stderr
+            .and_then(|stderr| stderr.metadata())
+            .map_err(|error| format!("cannot find what stderr is: {error}"))?
+            .file_type();
+        let stderr_too = kind.is_fifo() || kind.is_socket() || kind.is_char_device();
+        Ok(Self { null, stderr_too })
+    }
+
+    fn release(self) {
+        let mut closed = dup2_stdout(&self.null);
+        if self.stderr_too {
+            closed = closed.and(dup2_stderr(&self.null));
+        }
+        if let Err(errno) = closed {
+            log::warn!("cannot close the caller's output: {}", io::Error::from(errno));
+        }
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) fn start(args: &Args) {
         let name = level.as_str().to_ascii_lowercase();
         writeln!(out, "{}ivshmem-server: {name}: {}", prefix(level), record.args())
     });
-    builder.target(Target::Pipe(if args.detached {
+    builder.target(Target::Pipe(if args.detached || args.supervised {
         let stderr = Journaled::new(Output::passing(io::stderr));
         Box::new(SystemLog { socket: None, stderr })
     } else {

@@ -6,12 +6,13 @@
 //! process listens and has written its pid file, or has failed. A fork would copy a half-started
 //! server; this way an error also reaches the caller's stderr and exit status.
 
-#![forbid(unsafe_code)]
+// supervise::sys alone allows it.
+#![deny(unsafe_code)]
 
 use std::io;
 use std::process::ExitCode;
 
-use ivshmem::{Chain, Event, MemorySource, Server};
+use ivshmem::{Chain, Event, Keeper, MemorySource, Server, inherited_listener};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -21,12 +22,15 @@ mod args;
 mod detach;
 mod hint;
 mod logging;
+mod manager;
 mod output;
 mod pidfile;
+mod supervise;
 #[path = "../../verbose.rs"]
 mod verbose;
 
 use args::{Args, Memory};
+use manager::Manager;
 use output::Output;
 use verbose::Line;
 
@@ -39,7 +43,11 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let outcome = if args.foreground || args.detached { serve(&args) } else { detach::launch() };
+    let outcome = match (args.foreground || args.detached, args.supervise) {
+        (true, true) => supervise::run(&args),
+        (true, false) => serve(&args),
+        (false, _) => detach::launch(),
+    };
     outcome.unwrap_or_else(|error| {
         logging::report(Chain(&*error));
         ExitCode::FAILURE
@@ -105,11 +113,20 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         }
     };
     talk.detail(Line::Bind(args.socket.as_os_str()));
-    let mut builder = Server::builder()
-        .socket_path(&args.socket)
-        .memory(source)
-        .size(args.size)
-        .vectors(args.vectors);
+    let mut keeper = Keeper::from_environment()?;
+    let listener = match &mut keeper {
+        Some(keeper) => keeper.take_listener(),
+        None => inherited_listener(),
+    };
+    let mut builder = Server::builder();
+    builder = match listener {
+        Some(listener) => builder.listener(listener),
+        None => builder.socket_path(&args.socket),
+    };
+    if let Some(keeper) = keeper {
+        builder = builder.keeper(keeper);
+    }
+    builder = builder.memory(source).first_id(args.first_id).size(args.size).vectors(args.vectors);
     if let Some(mode) = args.socket_mode {
         builder = builder.socket_mode(mode);
     }
@@ -137,7 +154,16 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if args.detached {
         detach::ready()?;
     }
-    let served = poll_events(&mut server, &signals, &mut talk);
+    if args.supervised {
+        detach::release_output()?;
+    }
+    let mut manager = Manager::connect();
+    manager.ready(server.peers().len());
+    let served = poll_events(&mut server, &signals, &mut talk, &mut manager);
+    if let Ok(End::HandOver) = served {
+        server.hand_over();
+        return Ok(ExitCode::SUCCESS);
+    }
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
     talk.detail(Line::Close);
@@ -146,38 +172,55 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         talk.detail(Line::FreePeer(id));
     }
     drop(pid_file);
-    served.map(|()| ExitCode::SUCCESS)
+    served.map(|_| ExitCode::SUCCESS)
+}
+
+/// How the server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The next server goes on with the clients.
+    HandOver,
+    ForGood,
 }
 
 /// Serves until SIGTERM or SIGINT comes. Each signal wakes the server.
-fn poll_events(server: &mut Server, signals: &SignalFd, talk: &mut Talk) -> Result<(), Failure> {
-    let mut ended = false;
-    while !ended {
-        for event in server.wait(None)? {
+fn poll_events(
+    server: &mut Server,
+    signals: &SignalFd,
+    talk: &mut Talk,
+    manager: &mut Manager,
+) -> Result<End, Failure> {
+    loop {
+        for event in server.wait(manager.due())? {
             // The library logs the refusals itself.
             verbose::lines_of(&event).for_each(|line| talk.detail(line));
             if matches!(event, Event::Woken { .. }) {
-                ended |= take_signals(signals);
+                if let Some(end) = take_signals(signals, server.keeper().is_some()) {
+                    return Ok(end);
+                }
             }
         }
+        manager.show(server.peers().len());
     }
-    Ok(())
 }
 
-/// Reads the signals that came. Returns whether the server has to end.
-fn take_signals(signals: &SignalFd) -> bool {
-    let mut ends = false;
+/// Reads the signals that came. Returns how the server has to end, if it has to.
+fn take_signals(signals: &SignalFd, is_kept: bool) -> Option<End> {
+    let mut end = None;
     loop {
         match signals.read_signal() {
-            Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => {
-                log::warn!("SIGHUP: there is nothing to reload; the server goes on");
-            }
-            Ok(Some(_)) => ends = true,
+            Ok(Some(signal)) => match Signal::try_from(signal.ssi_signo as i32) {
+                Ok(Signal::SIGHUP) => {
+                    log::warn!("SIGHUP: there is nothing to reload; the server goes on");
+                }
+                Ok(Signal::SIGTERM) if is_kept && end.is_none() => end = Some(End::HandOver),
+                _ => end = Some(End::ForGood),
+            },
             // The descriptor stays readable while a signal is left.
-            Ok(None) | Err(Errno::EINTR) => return ends,
+            Ok(None) | Err(Errno::EINTR) => return end,
             Err(errno) => {
                 log::error!("cannot read which signal came, so the server ends: {errno}");
-                return true;
+                return Some(if is_kept { End::HandOver } else { End::ForGood });
             }
         }
     }
