@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -73,6 +73,16 @@ impl Process {
         let stdout = text_of_pipe(child.stdout.take().expect("it is piped"));
         let stderr = text_of_pipe(child.stderr.take().expect("it is piped"));
         Self { child, stdout, stderr }
+    }
+
+    /// Like `spawn`, with a file for stderr, which can be read while the process runs.
+    #[track_caller]
+    pub(crate) fn spawn_with_log(command: &mut Command, log: File) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child =
+            command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let stdout = text_of_pipe(child.stdout.take().expect("it is piped"));
+        Self { child, stdout, stderr: text_of_pipe(io::empty()) }
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::{Pid, geteuid};
@@ -107,6 +107,11 @@ impl Systemd {
         let mut inside = Command::new("nsenter");
         inside.args(["-t", &self.init.to_string(), "-p", "-m", "-u", "-i", "-C", "--"]);
         run(inside.args(command))
+    }
+
+    /// Its root directory, as processes outside of its namespaces see it.
+    pub(crate) fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.init))
     }
 
     pub(crate) fn systemctl(&self, words: &[&str]) -> Ended {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! A supervisor under test, and the program `child.py` that it starts in place of the server.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::common::daemon::{is_listening, program};
 use crate::common::program::{Ended, Place, Process};
-use crate::common::wait_for;
+use crate::common::{text_of, wait_for};
 
 /// The program that does what a test says.
 pub(crate) const CHILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/supervise/child.py");
@@ -28,9 +28,13 @@ pub(crate) struct Supervisor {
 
 /// The command of a supervisor in `place` whose program file is there too.
 pub(crate) fn command(place: &Place) -> Command {
+    command_of(place, &program())
+}
+
+fn command_of(place: &Place, program: &Path) -> Command {
     let file = place.path("ivshmem-server");
     if !file.exists() {
-        symlink(program(), &file).expect("the place is empty");
+        symlink(program, &file).expect("the place is empty");
     }
     let mut command = Command::new(file);
     command.args(["--supervise", "--memfd", "-S"]).arg(place.socket());
@@ -46,11 +50,31 @@ impl Supervisor {
     }
 
     pub(crate) fn start_with(place: Place, change: impl FnOnce(&mut Command)) -> Self {
-        let control = UnixListener::bind(place.path("control")).expect("the place is empty");
-        control.set_nonblocking(true).expect("fcntl works");
         let mut command = command(&place);
         change(command.arg("-F"));
-        let mut process = Process::spawn(&mut command);
+        Self::started(place, Process::spawn(&mut command))
+    }
+
+    /// Starts another program. Its log is at [`log`](Self::log).
+    #[allow(dead_code, reason = "the tests of restarts use it")]
+    pub(crate) fn start_program(program: &Path, change: impl FnOnce(&mut Command)) -> Self {
+        let place = Place::new();
+        let mut command = command_of(&place, program);
+        let log = File::create(place.path("log")).expect("the place is empty");
+        change(command.arg("-F"));
+        let process = Process::spawn_with_log(&mut command, log);
+        Self::started(place, process)
+    }
+
+    /// The log of a supervisor that was started by [`start_program`](Self::start_program).
+    #[allow(dead_code, reason = "the tests of restarts use it")]
+    pub(crate) fn log(&self) -> PathBuf {
+        self.place.path("log")
+    }
+
+    fn started(place: Place, mut process: Process) -> Self {
+        let control = UnixListener::bind(place.path("control")).expect("the place is empty");
+        control.set_nonblocking(true).expect("fcntl works");
         process.wait_until_listening(&place.socket());
         Self { place, process: Some(process), control }
     }
@@ -116,6 +140,12 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "--- the supervisor's log ---\n{}\n--- end ---",
+                text_of(&self.place.path("log"))
+            );
+        }
         let Some(process) = self.process.take() else { return };
         let children = children(process.pid());
         drop(process);

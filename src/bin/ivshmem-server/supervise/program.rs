@@ -7,10 +7,12 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use super::sys;
 
 /// A program file, held open.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(super) struct Programs {
 pub(super) struct Choice {
     pub(super) path: PathBuf,
     image: Option<Image>,
+    /// The descriptor that `path` names, if it does.
+    _named: Option<OwnedFd>,
 }
 
 impl Choice {
@@ -75,13 +79,15 @@ impl Programs {
         Ok(())
     }
 
-    pub(super) fn choose(&self) -> Choice {
+    /// `count` descriptors are given to the program, from number 3 on.
+    pub(super) fn choose(&self, count: usize) -> io::Result<Choice> {
+        let path = self.path.clone();
         match Image::open(&self.path) {
             Ok(image) if image.identity == self.good.identity => {
-                return Choice { path: self.path.clone(), image: None };
+                return Ok(Choice { path, image: None, _named: None });
             }
             Ok(image) if self.refused != Some(image.identity) => {
-                return Choice { path: self.path.clone(), image: Some(image) };
+                return Ok(Choice { path, image: Some(image), _named: None });
             }
             Ok(_) => {}
             Err(error) => log::error!(
@@ -89,9 +95,12 @@ impl Programs {
                 self.path
             ),
         }
-        // Its file may have no name any more.
-        let path = format!("/proc/self/fd/{}", self.good.file.as_raw_fd()).into();
-        Choice { path, image: None }
+        // Its file may have no name any more. In the new process the numbers from 3 on belong to the descriptors that
+        // are given to it.
+        let lowest = RawFd::try_from(count).unwrap_or(RawFd::MAX).saturating_add(sys::FIRST);
+        let named = sys::copy_above(self.good.file.as_fd(), lowest)?;
+        let path = format!("/proc/self/fd/{}", named.as_raw_fd()).into();
+        Ok(Choice { path, image: None, _named: Some(named) })
     }
 
     /// The child is ready.

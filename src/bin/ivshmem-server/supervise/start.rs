@@ -88,7 +88,14 @@ impl<'a> Supervisor<'a> {
     }
 
     pub(super) fn start_child(&mut self) {
-        let choice = self.programs.choose();
+        let choice = match self.programs.choose(self.store.count()) {
+            Ok(choice) => choice,
+            Err(error) => {
+                log::error!("cannot open the program that ran before: {error}; trying again");
+                self.start_at = Instant::now() + Duration::from_millis(500);
+                return;
+            }
+        };
         let mut command = Command::new(&choice.path);
         // The options go first, as a `--` may end them.
         command.arg0(self.programs.path()).arg("-F");

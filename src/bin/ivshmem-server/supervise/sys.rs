@@ -95,6 +95,17 @@ pub(super) fn adopt(count: usize) -> Vec<Option<OwnedFd>> {
     (FIRST..last).map(take).collect()
 }
 
+/// Copies a descriptor to a number of `lowest` or above.
+pub(super) fn copy_above(fd: BorrowedFd<'_>, lowest: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the argument of F_DUPFD_CLOEXEC is an integer.
+    let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nothing else has its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Makes ended children wait for `waitpid`, also where this process was started with SIGCHLD ignored.
 pub(super) fn keep_ended_children() -> io::Result<()> {
     // SAFETY: no handler of this process is replaced, and SIG_DFL is no function of ours.
