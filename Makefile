@@ -58,6 +58,7 @@ bench: ## Run the benchmarks: OTHER=/path/to/another/ivshmem-server to compare w
 soak: ## Connect, stall and kill random clients for some minutes: SOAK_SECONDS=180 SOAK_SEED=
 	@scripts/rust && scripts/need cc:gcc
 	SOAK_SECONDS=$(or $(SOAK_SECONDS),180) $(CARGO) test --release --test soak -- --nocapture
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),180) $(CARGO) test --release --test restart clients -- --nocapture
 
 fuzz: ## Fuzz the parsers, the server and the client: FUZZ_SECONDS=60 for each target
 	@scripts/rust && scripts/need cc:gcc c++:g++

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -67,22 +68,34 @@ pub(crate) struct Process {
 impl Process {
     #[track_caller]
     pub(crate) fn spawn(command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child =
-            command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        let stdout = text_of_pipe(child.stdout.take().expect("it is piped"));
-        let stderr = text_of_pipe(child.stderr.take().expect("it is piped"));
-        Self { child, stdout, stderr }
+        Self::start(command.stdin(Stdio::null()).stderr(Stdio::piped()))
+    }
+
+    /// Like `spawn`, with a copy of a descriptor for stdin.
+    #[track_caller]
+    pub(crate) fn spawn_with_input(command: &mut Command, input: BorrowedFd<'_>) -> Self {
+        let input = input.try_clone_to_owned().expect("dup works");
+        Self::start(command.stdin(input).stderr(Stdio::piped()))
     }
 
     /// Like `spawn`, with a file for stderr, which can be read while the process runs.
     #[track_caller]
     pub(crate) fn spawn_with_log(command: &mut Command, log: File) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut child =
-            command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        Self::start(command.stdin(Stdio::null()).stderr(log))
+    }
+
+    #[track_caller]
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let stdout = text_of_pipe(child.stdout.take().expect("it is piped"));
-        Self { child, stdout, stderr: text_of_pipe(io::empty()) }
+        let stderr = match child.stderr.take() {
+            Some(pipe) => text_of_pipe(pipe),
+            None => text_of_pipe(io::empty()),
+        };
+        Self { child, stdout, stderr }
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -5,6 +5,7 @@
 // One function in common::peer takes over received descriptors; every other module forbids unsafe code.
 #![deny(unsafe_code)]
 
+mod activation;
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
