@@ -14,6 +14,7 @@ use crate::common::peer::Peer;
 use crate::common::program::{Place, Process};
 use crate::common::wait_for;
 use crate::supervisor::servers;
+use crate::wait_until_idle;
 
 /// A server that gets a listening socket as descriptor 3, and no path. The shell sets LISTEN_PID to its own pid, which
 /// the program keeps.
@@ -44,6 +45,7 @@ fn the_socket_of_a_socket_unit_is_served_again_after_the_server_was_killed() {
     let supervisor = activated(&place, &listener, &["--supervise"]);
     let mut first = Peer::join(&place.socket(), 1);
     let server = servers(supervisor.pid())[0];
+    wait_until_idle(server);
     kill(server, Signal::SIGKILL).expect("it runs");
     wait_for("another server", || servers(supervisor.pid()).into_iter().find(|&pid| pid != server));
     let mut second = Peer::join(&place.socket(), 1);

@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 use common::daemon::program;
 use common::peer::Peer;
 use common::vm::Vm;
-use common::{text_of, wait_for};
+use common::{is_asleep, text_of, wait_for};
 use crowd::{Crowd, below};
 use supervisor::Supervisor;
 use vms::{check_after, check_before};
@@ -36,8 +36,15 @@ fn start(vectors: u32) -> Supervisor {
     })
 }
 
+/// Waits until a server has sent everything. One that is killed in the middle of a send ends that client, so a test that
+/// has just received a message must not kill it.
+fn wait_until_idle(server: Pid) {
+    wait_for("the server waits for events", || is_asleep(server).then_some(()));
+}
+
 /// Ends the server by a signal, and waits for the next one.
 fn replace_server(supervisor: &Supervisor, server: Pid, signal: Signal) -> Pid {
+    wait_until_idle(server);
     kill(server, signal).expect("it runs");
     supervisor.wait_until_serving(Some(server))
 }

@@ -53,10 +53,22 @@ impl Service {
         text_of(&self.dir.path().join("log"))
     }
 
+    /// Waits until the server, the main process or its child, has sent everything.
+    fn wait_until_idle(&self) {
+        let main = self.systemd.property(UNIT, "MainPID");
+        let processes = self.systemd.root().join("proc");
+        let children = text_of(&processes.join(format!("{main}/task/{main}/children")));
+        let server = children.split_whitespace().next().unwrap_or(&main).to_owned();
+        wait_for("the server waits for events", || {
+            text_of(&processes.join(server.as_str()).join("stat")).contains(") S ").then_some(())
+        });
+    }
+
     /// Runs systemctl, and waits until the unit has another main process and is active.
     #[track_caller]
     fn anew(&self, words: &[&str]) {
         let before = self.systemd.property(UNIT, "MainPID");
+        self.wait_until_idle();
         self.systemd.must(words);
         wait_for("a new main process that is ready", || {
             let now = self.systemd.property(UNIT, "MainPID");

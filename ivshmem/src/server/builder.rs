@@ -269,18 +269,24 @@ impl Builder {
         }
         reactor.watch_listener(listener.as_fd())?;
         let closer = Closer::new(listener.refuses_descriptors());
-        let things = Things {
-            memory: memory.identity().map_err(failed("look at the memory"))?,
-            memory_size: memory.size(),
-            listener: sys::socket_cookie(listener.as_fd())
-                .map_err(failed("identify the listening socket"))?,
-            path: listener.path_identity(),
+        let keeper = match keeper {
+            Some(keeper) => {
+                let things = Things {
+                    memory: memory.identity().map_err(failed("look at the memory"))?,
+                    memory_size: memory.size(),
+                    listener: sys::socket_cookie(listener.as_fd())
+                        .map_err(failed("identify the listening socket"))?,
+                    path: listener.path_identity(),
+                };
+                Some((keeper, things))
+            }
+            None => None,
         };
         // This step is last: a server that listens has opened all its own descriptors.
         listener.listen(self.backlog)?;
         let mut broadcast = Broadcast::new();
         let (clients, keeping) = match (keeper, resumed) {
-            (Some(mut keeper), Some(resumed)) => {
+            (Some((mut keeper, things)), Some(resumed)) => {
                 let before = resumed.things();
                 let (state, clients) = resumed.finish(&mut keeper);
                 let mut keeping = Keeping::new(keeper, state);
@@ -293,7 +299,7 @@ impl Builder {
                 broadcast.start_round();
                 (clients, Some(keeping))
             }
-            (Some(keeper), None) => {
+            (Some((keeper, things)), None) => {
                 let (first, space) = (self.first_id, self.id_space);
                 let state = State::create(self.vectors, first, space, &things)
                     .map_err(failed("make the state file"))?;
