@@ -2,7 +2,8 @@
 //! A real systemd as process 1 of its own namespaces, for tests of units.
 //!
 //! Its /run, /tmp, /var/tmp and /etc/systemd/system are empty file systems of its own, mounted before it starts: it
-//! would empty the machine's /tmp. All files of a test must be elsewhere; see [`Systemd::directory`].
+//! would empty the machine's /tmp. Of these only the package and its target directory are visible; see
+//! [`Systemd::directory`].
 
 #![forbid(unsafe_code)]
 
@@ -18,13 +19,17 @@ use super::skip::skip;
 use super::{PATIENCE, wait_for, wait_up_to};
 
 /// `$1` is a directory with the unit files; `$2` is the name of a control group of its own, because two systemds in one
-/// group would end each other's services.
+/// group would end each other's services. `$3` and `$4` are directories that stay visible, also below /tmp.
 const SCRIPT: &str = r#"
 set -eu
 mount --make-rprivate /
 umount -R /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
+exec 8<"$3" 9<"$4"
 for directory in /run /tmp /var/tmp /etc/systemd/system; do mount -t tmpfs none "$directory"; done
+mkdir -p "$3" && mount --no-canonicalize --bind /proc/self/fd/8 "$3"
+mkdir -p "$4" && mount --no-canonicalize --bind /proc/self/fd/9 "$4"
+exec 8<&- 9<&-
 for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-control.socket systemd-udevd-kernel.socket \
     systemd-tmpfiles-setup.service systemd-tmpfiles-setup-dev.service systemd-tmpfiles-clean.service \
     systemd-tmpfiles-clean.timer systemd-timesyncd.service systemd-modules-load.service systemd-sysctl.service \
@@ -77,6 +82,8 @@ impl Systemd {
         let group = format!("ivshmem-test{name}");
         command.args(["--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc"]);
         command.args(["--mount-proc", "sh", "-c", SCRIPT, "systemd"]).arg(units).arg(&group);
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in target");
+        command.arg(env!("CARGO_MANIFEST_DIR")).arg(target);
         let mut process = Process::spawn(&mut command);
         let outer = process.pid();
         let init = wait_for("process 1", || {
