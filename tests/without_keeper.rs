@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -34,6 +35,13 @@ const BASE: i64 = 1 << 62;
 
 /// The log line about clients that may live.
 const WARNING: &str = "clients of a server that ended may still use shared memory";
+
+/// Lets one test run at a time: a process that another test starts has copies of all descriptors until it executes its
+/// program, so clients that this test has closed would live on for a moment.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn sigkill(server: Process) -> Ended {
     server.signal(Signal::SIGKILL);
@@ -66,6 +74,7 @@ fn inode(place: &Place) -> u64 {
 }
 
 fn ids_go_on_behind_those_of_clients_that_outlive_their_server(target: Target) {
+    let _alone = alone();
     let place = Place::new();
     let server = place.serve_by(target);
     let old = [Peer::join(&place.socket(), 1), Peer::join(&place.socket(), 1)];
@@ -110,6 +119,7 @@ fn ids_go_on_behind_those_of_clients_that_outlive_their_server(target: Target) {
 
 #[test]
 fn a_first_id_that_no_client_has_is_used() {
+    let _alone = alone();
     let place = Place::new();
     let server = place.serve(&[]);
     let _old = Peer::join(&place.socket(), 1);
@@ -124,6 +134,7 @@ fn a_first_id_that_no_client_has_is_used() {
 
 #[test]
 fn a_server_that_ends_in_order_leaves_nothing_to_the_next() {
+    let _alone = alone();
     let place = Place::new();
     let server = place.serve(&[]);
     let old = Peer::join(&place.socket(), 1);
@@ -138,6 +149,7 @@ fn a_server_that_ends_in_order_leaves_nothing_to_the_next() {
 }
 
 fn a_client_that_removes_the_locks_has_ids_from_before_the_start_given_again(target: Target) {
+    let _alone = alone();
     let place = Place::new();
     let server = place.serve_by(target);
     let old = Peer::join(&place.socket(), 1);
@@ -154,6 +166,7 @@ fn a_client_that_removes_the_locks_has_ids_from_before_the_start_given_again(tar
 }
 
 fn no_lock_of_a_client_keeps_the_next_server_from_starting(target: Target) {
+    let _alone = alone();
     let place = Place::new();
     let server = place.serve_by(target);
     let old = Peer::join(&place.socket(), 1);
@@ -189,6 +202,7 @@ fn no_lock_of_a_client_keeps_the_next_server_from_starting(target: Target) {
 
 #[test]
 fn a_server_that_was_resumed_keeps_ids_from_the_next_without_a_keeper() {
+    let _alone = alone();
     let place = Place::new();
     let supervisor = place.serve(&["--supervise"]);
     let child = || {
