@@ -19,12 +19,14 @@ use std::path::PathBuf;
 
 mod error;
 mod given;
+mod id_locks;
 mod posix;
 mod sealed;
 mod size;
 mod unnamed;
 
 pub use error::Error;
+use id_locks::{IdLocks, Used};
 
 /// The mode of a new POSIX shared memory object, which the reference uses too.
 pub(crate) const DEFAULT_MODE: u32 = 0o700;
@@ -48,7 +50,8 @@ pub enum MemorySource {
     /// does not exist, and removed when the server is closed. The name need not be UTF-8.
     ///
     /// An existing object is served only if the server's effective user owns it, and if its mode
-    /// lets no other users write than the mode of a new object would.
+    /// lets no other users write than the mode of a new object would. If clients of a server that
+    /// was killed may still use it, new clients get other ids, and the log says so.
     Posix(OsString),
     /// A file without a name in this directory, which may be a hugetlbfs.
     Directory(PathBuf),
@@ -96,6 +99,21 @@ trait Kind: Debug + Send + Sync {
 
     /// Its name stays when this is dropped.
     fn keep(&mut self) {}
+
+    /// Whether another server can find it, so that it must be able to tell which ids are used.
+    fn is_named(&self) -> bool {
+        false
+    }
+
+    /// The ids that clients of servers that ended may have.
+    fn take_used(&mut self) -> Option<Used> {
+        None
+    }
+
+    /// Makes a new object in place of the one that was found, which keeps its clients.
+    fn renew(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// The memory that is served. Dropping it removes a POSIX name that is ours.
@@ -103,6 +121,7 @@ trait Kind: Debug + Send + Sync {
 pub(crate) struct Memory {
     kind: Box<dyn Kind>,
     size: u64,
+    id_locks: IdLocks,
 }
 
 impl Memory {
@@ -115,7 +134,7 @@ impl Memory {
             MemorySource::Sealed => Box::new(sealed::Sealed::open()?),
             MemorySource::Descriptor(fd) => Box::new(given::Given::new(fd)),
         };
-        Ok(Self { kind, size: 0 })
+        Ok(Self { kind, size: 0, id_locks: IdLocks::default() })
     }
 
     /// Takes the memory of a server before, of `size` bytes. `source` says where it comes from,
@@ -131,7 +150,8 @@ impl Memory {
             MemorySource::Posix(name) => {
                 let named = posix::Posix::open(name, mode)?;
                 if named.is(&object).map_err(Error::system(&named.label(), "look at"))? {
-                    Box::new(named)
+                    // Clients have the description that came back, and so the locks of their ids.
+                    Box::new(named.with_object(object))
                 } else {
                     log::warn!(
                         "shared memory {} is not the memory that clients have; the name is left \
@@ -145,7 +165,7 @@ impl Memory {
         };
         let size = size::reserve(kind.object(), &kind.label(), Some(size), Some(size))?;
         kind.reserved(size)?;
-        Ok(Self { kind, size })
+        Ok(Self { kind, size, id_locks: IdLocks::default() })
     }
 
     /// Its name stays when this is dropped.
@@ -159,6 +179,54 @@ impl Memory {
         let kind = &mut self.kind;
         self.size = size::reserve(kind.object(), &kind.label(), size, kind.served())?;
         kind.reserved(self.size)
+    }
+
+    /// Chooses ids that no client of a server that ended may have: the first id, and how many.
+    /// They are `first` and `space` if no such client may use this memory. The log says
+    /// otherwise.
+    ///
+    /// If all ids may be used, a new object takes the name. To refuse to start would let a client
+    /// that locks all ids prevent each restart, and to give ids that clients have would let two
+    /// machines overwrite each other's content.
+    pub(crate) fn unused_ids(&mut self, first: u16, space: u32) -> Result<(u16, u32), Error> {
+        let Some(used) = self.kind.take_used() else { return Ok((first, space)) };
+        let label = self.kind.label();
+        if used.is_uncertain {
+            log::warn!(
+                "another program has locked shared memory {label}; if clients of a server that \
+                 ended still use it, new clients may get their ids"
+            );
+        }
+        if used.is_empty() {
+            return Ok((first, space));
+        }
+        let Some((first, space)) = used.choose(first, space) else {
+            log::warn!(
+                "clients of a server that ended may still use shared memory {label}, and all ids \
+                 may be theirs; a new object takes its name, so new clients share nothing with them"
+            );
+            self.kind.renew()?;
+            return Ok((first, space));
+        };
+        log::warn!(
+            "clients of a server that ended may still use shared memory {label}; they and new \
+             clients do not learn of each other; ids go on at {first}"
+        );
+        Ok((first, space))
+    }
+
+    /// An id is about to be sent. `connected` are the ids of all clients.
+    pub(crate) fn mark_used(&mut self, id: u16, connected: impl Iterator<Item = u16>) {
+        if self.kind.is_named() && !self.id_locks.has(id) {
+            self.id_locks.add(self.kind.object(), &self.kind.label(), id, connected);
+        }
+    }
+
+    /// The clients of the server before go on, and have these ids.
+    pub(crate) fn mark_resumed(&mut self, connected: impl Iterator<Item = u16>) {
+        if self.kind.is_named() {
+            self.id_locks.resume(self.kind.object(), &self.kind.label(), connected);
+        }
     }
 
     /// The server serves it from now on.

@@ -294,7 +294,6 @@ impl Server {
         let Self { core, admission, broadcast, memory, .. } = self;
         let ready: Vec<Source> = core.reactor.wait(sys::milliseconds(timeout))?.collect();
         core.keep_up();
-        let memory = memory.as_fd();
         let mut turn = Turn::new();
         let (mut connections, mut timer) = (false, false);
         for source in ready {
@@ -318,7 +317,7 @@ impl Server {
         if timer {
             core.reactor.disarm();
             admission.resume(core);
-            broadcast.retry(core, memory, &mut turn);
+            broadcast.retry(core, memory.as_fd(), &mut turn);
         }
         if connections || admission.has_waiting() {
             let left = core.stats.left;
@@ -327,17 +326,21 @@ impl Server {
                 broadcast.start_round();
             }
             for key in admitted {
-                broadcast.greet(core, key, memory, &mut turn);
+                if let Some(index) = core.clients.index(key) {
+                    let connected = core.clients.iter().map(|(id, _)| id);
+                    memory.mark_used(core.clients.id(index), connected);
+                }
+                broadcast.greet(core, key, memory.as_fd(), &mut turn);
             }
         }
-        broadcast.run(core, memory, &mut turn);
+        broadcast.run(core, memory.as_fd(), &mut turn);
         // A client that turns out to be gone is one more departure.
         while !turn.broken.is_empty() {
             for (key, reason) in std::mem::take(&mut turn.broken) {
                 core.remove(key, Some(reason), &mut turn);
             }
             broadcast.start_round();
-            broadcast.run(core, memory, &mut turn);
+            broadcast.run(core, memory.as_fd(), &mut turn);
         }
         let waits = admission.has_waiting() && !core.is_keeper_behind();
         core.reactor.set_due(broadcast.has_work() || waits);

@@ -17,6 +17,10 @@
 //! Without the note, an object that is larger than requested is refused: it may have been made
 //! with that size on purpose.
 //!
+//! # Clients of a server that was killed
+//! They may still use the object. Locks far behind its end tell which ids they may have
+//! (`id_locks.rs`).
+//!
 //! # The owner of an object
 //! Any user may make an object of this name before the server does. The server uses it only if
 //! the server's user owns it, and if its mode lets no other users write than the mode of a new
@@ -35,7 +39,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
 
-use super::{DEFAULT_MODE, Error, Kind};
+use super::{DEFAULT_MODE, Error, Kind, Used};
 use crate::directory::{Directory, Entry};
 use crate::lock_file::{self, Failure, LockFile, MAX_NOTE};
 
@@ -54,6 +58,9 @@ pub(super) struct Posix {
     /// In the directory.
     name: OsString,
     label: String,
+    /// As given, for another object.
+    mode: Option<u32>,
+    used: Option<Used>,
     /// Whether the name goes when this is dropped.
     removes_name: bool,
 }
@@ -73,7 +80,9 @@ impl Posix {
         match find_or_make(&directory, &name, &label, mode) {
             Ok((object, entry, removes_name)) => {
                 let directory = directory.park();
-                Ok(Self { directory, lock, object, entry, name, label, removes_name })
+                // A new object has no clients.
+                let used = if removes_name { None } else { find_used(&object, &label) };
+                Ok(Self { directory, lock, object, entry, name, label, mode, used, removes_name })
             }
             Err(error) => {
                 end(&directory, &mut lock, false);
@@ -88,6 +97,12 @@ impl Posix {
     pub(super) fn is(&self, object: &File) -> io::Result<bool> {
         Ok(self.entry.is(&Entry::of(object)?))
     }
+
+    /// Serves another open file description of the same object.
+    pub(super) fn with_object(mut self, object: File) -> Self {
+        self.object = object;
+        self
+    }
 }
 
 /// The bare name, if it can be one. Slashes at the start do not count, as for shm_open(3).
@@ -100,6 +115,14 @@ fn valid_name(given: &OsStr) -> Option<OsString> {
         && !bare.iter().any(|byte| matches!(byte, b'/' | b'\0'))
         && !bare.starts_with(lock_file::PREFIX.as_bytes());
     is_valid.then(|| OsStr::from_bytes(bare).to_owned())
+}
+
+fn find_used(object: &File, label: &str) -> Option<Used> {
+    Used::find(object)
+        .map_err(|error| {
+            log::warn!("cannot tell whether clients still use shared memory {label}: {error}");
+        })
+        .ok()
 }
 
 fn acquire(directory: &Directory, name: &OsStr, given: &OsStr) -> Result<LockFile, Error> {
@@ -222,6 +245,22 @@ impl Kind for Posix {
 
     fn keep(&mut self) {
         self.removes_name = false;
+    }
+
+    fn is_named(&self) -> bool {
+        true
+    }
+
+    fn take_used(&mut self) -> Option<Used> {
+        self.used.take()
+    }
+
+    fn renew(&mut self) -> Result<(), Error> {
+        let Self { directory, name, label, .. } = self;
+        directory.remove(name, &self.entry).map_err(Error::system(label, "replace"))?;
+        let (object, entry, removes_name) = find_or_make(directory, name, label, self.mode)?;
+        (self.object, self.entry, self.removes_name) = (object, entry, removes_name);
+        Ok(())
     }
 }
 

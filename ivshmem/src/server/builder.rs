@@ -145,6 +145,10 @@ impl Builder {
 
     /// The id of the first client. Defaults to 0. Later clients get the ids after it, modulo
     /// 65,536.
+    ///
+    /// If clients of a server that was killed may still use a [POSIX
+    /// object](MemorySource::Posix), the ids that they may have are not given. Then the ids begin
+    /// behind those if less than half of all ids follow this one unused.
     pub fn first_id(mut self, id: u16) -> Self {
         self.first_id = id;
         self
@@ -264,7 +268,9 @@ impl Builder {
             (None, Some(kept)) => Listener::given(kept, self.socket_mode)?,
             (None, None) => return Err(Error::NoSocket),
         };
+        let (mut first, mut space) = (self.first_id, self.id_space);
         if resumed.is_none() {
+            (first, space) = memory.unused_ids(first, space)?;
             memory.reserve(size)?;
         }
         reactor.watch_listener(listener.as_fd())?;
@@ -295,12 +301,12 @@ impl Builder {
                         .replace_listener(listener.as_fd(), &things)
                         .map_err(failed("store the listening socket at the keeper"))?;
                 }
+                memory.mark_resumed(clients.iter().map(|(id, _)| id));
                 log::info!("resumed with {} peers", clients.len());
                 broadcast.start_round();
                 (clients, Some(keeping))
             }
             (Some((keeper, things)), None) => {
-                let (first, space) = (self.first_id, self.id_space);
                 let state = State::create(self.vectors, first, space, &things)
                     .map_err(failed("make the state file"))?;
                 let mut keeping = Keeping::new(keeper, state);
@@ -309,7 +315,7 @@ impl Builder {
                     .map_err(failed("store descriptors at the keeper"))?;
                 (Roster::new(self.vectors, first, space), Some(keeping))
             }
-            (None, _) => (Roster::new(self.vectors, self.first_id, self.id_space), None),
+            (None, _) => (Roster::new(self.vectors, first, space), None),
         };
         let mut core = Core::new(reactor, closer, clients, keeping);
         let mut turn = Turn::new();
