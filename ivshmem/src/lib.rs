@@ -108,7 +108,8 @@
 //! ```
 //!
 //! # What it does not do
-//! The library starts no thread, installs no signal handler, changes no limit, and prints nothing.
+//! The library starts no thread of its own (on kernels before Linux 6.16, and with a listener that
+//! the caller gives, a thread closes connections that have unread data), installs no signal handler, changes no limit, and prints nothing.
 //! It logs through the crate `log`. (`AsyncClient::connect` uses a thread of tokio's.) A server
 //! needs one descriptor for each client, and one for each vector of each client. For many clients,
 //! raise the limit `RLIMIT_NOFILE`.
