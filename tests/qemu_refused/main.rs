@@ -6,11 +6,12 @@
 //! the server must send a message that QEMU rejects. Each case is checked at the start of a QEMU, which must end with
 //! an error, and by `device_add`, which must fail while the guest goes on.
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// One function in common::peer takes over received descriptors, and one in common::user changes the user of a thread.
 #![deny(unsafe_code)]
 
 #[path = "../common/mod.rs"]
 mod common;
+mod limits;
 mod qemu;
 
 use std::fs;
@@ -48,11 +49,11 @@ const ENDED: &str = "server sent invalid message";
 
 /// Checks a server that refuses every new client.
 #[track_caller]
-fn check_refused(server: &Daemon, vm: &mut Running) {
-    Qemu::with_device(server.socket_path()).assert_fails_with(REFUSED);
+fn check_refused(socket: &Path, vm: &mut Running) {
+    Qemu::with_device(socket).assert_fails_with(REFUSED);
     // The second time shows that the first one left nothing behind.
     for _ in 0..2 {
-        vm.plug(server.socket_path());
+        vm.plug(socket);
         vm.assert_plug_fails_with(REFUSED);
     }
 }
@@ -64,7 +65,7 @@ fn without_free_ids_a_qemu_ends_with_an_error_and_device_add_fails(target: Targe
     let server = target.builder().for_all_users().start();
     let (mut witness, number, _) = use_all_ids(&server);
     let mut vm = Running::start();
-    check_refused(&server, &mut vm);
+    check_refused(server.socket_path(), &mut vm);
 
     // The witness leaves, so no connected client remembers the ids.
     witness.leave(number);
@@ -88,7 +89,7 @@ fn without_free_descriptors_a_qemu_ends_with_an_error_and_device_add_fails(targe
         clients.push(client);
     }
     let mut vm = Running::start();
-    check_refused(&server, &mut vm);
+    check_refused(server.socket_path(), &mut vm);
 
     let full = server.open_fds();
     clients.pop();
