@@ -54,6 +54,7 @@ bench: ## Run the benchmarks: OTHER=/path/to/another/ivshmem-server to compare w
 	@scripts/rust && scripts/need cc:gcc
 	$(CARGO) bench --bench scale -- $(if $(OTHER),--other $(OTHER))
 	$(CARGO) bench --bench hostile
+	$(CARGO) bench --bench restart
 
 soak: ## Connect, stall and kill random clients for some minutes: SOAK_SECONDS=180 SOAK_SEED=
 	@scripts/rust && scripts/need cc:gcc
