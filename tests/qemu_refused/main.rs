@@ -14,9 +14,10 @@ mod common;
 mod limits;
 mod qemu;
 
+use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use ivshmem::{Event, Server};
@@ -28,7 +29,7 @@ use common::crowd::use_all_ids;
 use common::daemon::{Daemon, is_listening};
 use common::peer::{Connection, unread};
 use common::target::{Target, is_root};
-use common::wait_for;
+use common::{text_of, wait_for};
 use qemu::{Qemu, Running};
 
 on_each_server! {
@@ -242,6 +243,21 @@ impl Disconnecting {
     }
 }
 
+impl Disconnecting {
+    /// Stops it, and returns when each of its threads has stopped: the signal reaches one thread, which may have to wait
+    /// for a processor while the others still serve.
+    fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let threads = PathBuf::from(format!("/proc/{}/task", self.0.id()));
+        wait_for("each thread has stopped", || {
+            let entries = fs::read_dir(&threads).expect("it runs");
+            let mut stats =
+                entries.map(|entry| text_of(&entry.expect("it runs").path().join("stat")));
+            stats.all(|stat| stat.contains(") T ")).then_some(())
+        });
+    }
+}
+
 impl Drop for Disconnecting {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -262,7 +278,7 @@ fn a_qemu_that_is_disconnected_before_the_memory_ends_with_an_error_and_device_a
     Qemu::with_device(&socket).assert_fails_with(ENDED);
 
     let mut vm = Running::start();
-    server.signal(Signal::SIGSTOP);
+    server.pause();
     vm.begin_plug(&socket);
     server.signal(Signal::SIGCONT);
     vm.assert_plug_fails_with(ENDED);
