@@ -6,17 +6,18 @@
 //! the server must send a message that QEMU rejects. Each case is checked at the start of a QEMU, which must end with
 //! an error, and by `device_add`, which must fail while the guest goes on.
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// One function in common::peer takes over received descriptors, and one in common::user changes the user of a thread.
 #![deny(unsafe_code)]
 
 #[path = "../common/mod.rs"]
 mod common;
+mod limits;
 mod qemu;
 
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use ivshmem::{Event, Server};
@@ -28,7 +29,7 @@ use common::crowd::use_all_ids;
 use common::daemon::{Daemon, is_listening};
 use common::peer::{Connection, unread};
 use common::target::{Target, is_root};
-use common::wait_for;
+use common::{text_of, wait_for};
 use qemu::{Qemu, Running};
 
 on_each_server! {
@@ -48,11 +49,11 @@ const ENDED: &str = "server sent invalid message";
 
 /// Checks a server that refuses every new client.
 #[track_caller]
-fn check_refused(server: &Daemon, vm: &mut Running) {
-    Qemu::with_device(server.socket_path()).assert_fails_with(REFUSED);
+fn check_refused(socket: &Path, vm: &mut Running) {
+    Qemu::with_device(socket).assert_fails_with(REFUSED);
     // The second time shows that the first one left nothing behind.
     for _ in 0..2 {
-        vm.plug(server.socket_path());
+        vm.plug(socket);
         vm.assert_plug_fails_with(REFUSED);
     }
 }
@@ -64,7 +65,7 @@ fn without_free_ids_a_qemu_ends_with_an_error_and_device_add_fails(target: Targe
     let server = target.builder().for_all_users().start();
     let (mut witness, number, _) = use_all_ids(&server);
     let mut vm = Running::start();
-    check_refused(&server, &mut vm);
+    check_refused(server.socket_path(), &mut vm);
 
     // The witness leaves, so no connected client remembers the ids.
     witness.leave(number);
@@ -88,7 +89,7 @@ fn without_free_descriptors_a_qemu_ends_with_an_error_and_device_add_fails(targe
         clients.push(client);
     }
     let mut vm = Running::start();
-    check_refused(&server, &mut vm);
+    check_refused(server.socket_path(), &mut vm);
 
     let full = server.open_fds();
     clients.pop();
@@ -101,23 +102,10 @@ fn without_free_descriptors_a_qemu_ends_with_an_error_and_device_add_fails(targe
 /// A stopped server, and more connections in its backlog than it accepts before it obeys SIGTERM.
 fn stopped_server(target: Target) -> (Daemon, Vec<UnixStream>) {
     let server = target.builder().start();
-    // The connection that found out that the server listens.
-    wait_for("the first connection ends", || {
-        (connections(server.socket_path()) == 0).then_some(())
-    });
-    server.signal(Signal::SIGSTOP);
+    server.pause();
     let connect = || UnixStream::connect(server.socket_path()).expect("the backlog has room");
-    let clients: Vec<_> = (0..600).map(|_| connect()).collect();
-    assert_eq!(connections(server.socket_path()), 600);
+    let clients = (0..600).map(|_| connect()).collect();
     (server, clients)
-}
-
-/// How many connections to this socket are established, accepted or not.
-fn connections(socket: &Path) -> usize {
-    let socket = socket.to_str().expect("the path is UTF-8");
-    let table = fs::read_to_string("/proc/net/unix").expect("Linux with /proc");
-    // The listening socket has the same path.
-    table.lines().filter(|line| line.ends_with(socket)).count() - 1
 }
 
 /// Sends SIGTERM to a stopped server and lets it go on.
@@ -128,9 +116,9 @@ fn terminate(server: &mut Daemon) {
 }
 
 fn a_qemu_in_the_backlog_of_a_server_that_stops_ends_with_an_error(target: Target) {
-    let (mut server, clients) = stopped_server(target);
+    let (mut server, _clients) = stopped_server(target);
     let qemu = Qemu::with_device(server.socket_path());
-    wait_for("QEMU connects", || (connections(server.socket_path()) > clients.len()).then_some(()));
+    wait_for("QEMU waits for the server", || qemu.receives().then_some(()));
     terminate(&mut server);
     qemu.assert_fails_with(REFUSED);
 }
@@ -255,6 +243,21 @@ impl Disconnecting {
     }
 }
 
+impl Disconnecting {
+    /// Stops it, and returns when each of its threads has stopped: the signal reaches one thread, which may have to wait
+    /// for a processor while the others still serve.
+    fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let threads = PathBuf::from(format!("/proc/{}/task", self.0.id()));
+        wait_for("each thread has stopped", || {
+            let entries = fs::read_dir(&threads).expect("it runs");
+            let mut stats =
+                entries.map(|entry| text_of(&entry.expect("it runs").path().join("stat")));
+            stats.all(|stat| stat.contains(") T ")).then_some(())
+        });
+    }
+}
+
 impl Drop for Disconnecting {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -275,7 +278,7 @@ fn a_qemu_that_is_disconnected_before_the_memory_ends_with_an_error_and_device_a
     Qemu::with_device(&socket).assert_fails_with(ENDED);
 
     let mut vm = Running::start();
-    server.signal(Signal::SIGSTOP);
+    server.pause();
     vm.begin_plug(&socket);
     server.signal(Signal::SIGCONT);
     vm.assert_plug_fails_with(ENDED);

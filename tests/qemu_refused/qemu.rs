@@ -57,7 +57,7 @@ impl Qemu {
 
     /// Whether its main thread is in `recvmsg` at this moment. QEMU's event loop calls `recvmsg` only for data that is
     /// there; a device that is added calls it to wait.
-    fn receives(&self) -> bool {
+    pub(crate) fn receives(&self) -> bool {
         let call = text_of(Path::new(&format!("/proc/{}/syscall", self.child.id())));
         call.split(' ').next() == Some(&nix::libc::SYS_recvmsg.to_string())
     }
