@@ -164,21 +164,20 @@ fn unread_descriptors(client: &UnixStream) -> u64 {
     unread(client).saturating_sub(2)
 }
 
-/// The open descriptors of a server, without those that it opens for a moment to read in /proc.
-fn lasting_fds(server: &Daemon) -> usize {
-    let counts = (0..20).map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-        server.open_fds()
-    });
-    counts.min().expect("twenty counts")
+/// Waits until the server has admitted a QEMU whose connection is in its backlog or was accepted. It admits connections
+/// in their order, so a later client that was sent the version shows it.
+#[track_caller]
+fn wait_for_admission_of_earlier_clients(server: &Daemon) -> Connection {
+    let mut later = Connection::open(server.socket_path());
+    assert_eq!(later.expect("the version").value, 0);
+    later
 }
 
 fn a_qemu_that_waits_for_the_memory_of_a_server_that_stops_ends_with_an_error(target: Target) {
     let Some((mut server, _clients)) = server_without_memory(target) else { return };
-    let before = lasting_fds(&server);
     let qemu = Qemu::with_device(server.socket_path());
-    // A client's socket and its eventfd.
-    wait_for("QEMU is admitted", || (lasting_fds(&server) >= before + 2).then_some(()));
+    wait_for("QEMU waits for the server", || qemu.receives().then_some(()));
+    let _later = wait_for_admission_of_earlier_clients(&server);
     server.signal(Signal::SIGTERM);
     assert!(server.wait().success(), "the server ends by SIGTERM");
     qemu.assert_fails_with(ENDED);
@@ -187,9 +186,8 @@ fn a_qemu_that_waits_for_the_memory_of_a_server_that_stops_ends_with_an_error(ta
 fn device_add_that_waits_for_the_memory_of_a_server_that_stops_fails(target: Target) {
     let Some((mut server, _clients)) = server_without_memory(target) else { return };
     let mut vm = Running::start();
-    let before = lasting_fds(&server);
     vm.begin_plug(server.socket_path());
-    wait_for("QEMU is admitted", || (lasting_fds(&server) >= before + 2).then_some(()));
+    let _later = wait_for_admission_of_earlier_clients(&server);
     server.signal(Signal::SIGTERM);
     assert!(server.wait().success(), "the server ends by SIGTERM");
     vm.assert_plug_fails_with(ENDED);
