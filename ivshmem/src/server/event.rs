@@ -47,7 +47,7 @@ pub enum Event {
         /// Why it was removed.
         reason: LeaveReason,
     },
-    /// A client was refused: its connection is closed, and no other client was told of it.
+    /// A client was refused: its connection ends, and no other client was told of it.
     #[non_exhaustive]
     Refused {
         /// Why it was refused.

@@ -3,7 +3,7 @@
 //!
 //! It knows descriptors and tokens. It does not know what they mean to the server. To add an event
 //! source: add a variant to [`Source`] and its token here, watch it, and handle it where
-//! `Server::dispatch` matches on the sources.
+//! `Server::wait` matches on the sources.
 
 #![forbid(unsafe_code)]
 
