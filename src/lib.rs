@@ -20,8 +20,9 @@
 //!
 //! # What it does not do
 //! It prints nothing by itself (`verbose` and `ivshmem_server_dump` ask for lines on stdout),
-//! starts no thread (but, on kernels before Linux 6.16, one that closes connections), and installs no signal handler. Nothing runs at the end of the process: a
-//! parent that forked (as `daemon(3)` does) may `exit` without harm to its child's server.
+//! and installs no signal handler. It starts no thread but one, which closes connections on kernels
+//! before Linux 6.16. Nothing runs at the end of the process: a parent that forked (as `daemon(3)`
+//! does) may `exit` without harm to its child's server.
 
 mod abi;
 mod additions;

@@ -5,8 +5,11 @@
 //! of the head close the circle backward. This module only writes it. C can overwrite nodes and
 //! head, so the order of the nodes is kept in a record of our own: each node there names its
 //! neighbours by id. To find, add or remove a peer takes the same time for any number of peers.
+//!
+//! The record is a table by id, in blocks that exist only where there are peers. Ids are given
+//! in order, so nearly all blocks are full: it takes 17 bytes a peer, where a hash table or a
+//! search tree takes 35 to 70. It has at most 4,096 blocks, 1.1 MiB.
 
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::{self, NonNull};
 
@@ -16,14 +19,17 @@ use super::abi::{
 };
 use ivshmem::Peer;
 
-/// A node, what it was made with, and its neighbours.
+/// A node, what it was made with, and its neighbours by id. A neighbour that is the node itself
+/// is none: this keeps the record small.
 #[derive(Debug)]
 struct Node {
     peer: NonNull<IvshmemServerPeer>,
     socket: RawFd,
-    before: Option<u16>,
-    after: Option<u16>,
+    before: u16,
+    after: u16,
 }
+
+const _: () = assert!(size_of::<Option<Node>>() == 16);
 
 // SAFETY: the node is an allocation of ours that is freed once, by the thread that drops it.
 unsafe impl Send for Node {}
@@ -46,7 +52,9 @@ impl Node {
             vectors,
             vectors_count: count,
         });
-        Self { peer: NonNull::from(Box::leak(node)), socket, before, after: None }
+        let id = peer.id();
+        let peer = NonNull::from(Box::leak(node));
+        Self { peer, socket, before: before.unwrap_or(id), after: id }
     }
 
     fn link(&self) -> *mut IvshmemServerLink {
@@ -63,10 +71,48 @@ impl Drop for Node {
     }
 }
 
-/// The nodes of one server, by id. Dropped, it frees them and leaves the head as it is.
+/// Ids that one block of the table is for.
+const BLOCK: usize = 16;
+
+/// Nodes by id.
+#[derive(Debug, Default)]
+struct Table(Vec<Option<Box<[Option<Node>; BLOCK]>>>);
+
+impl Table {
+    fn get(&self, id: u16) -> Option<&Node> {
+        let id = usize::from(id);
+        self.0.get(id / BLOCK)?.as_ref()?[id % BLOCK].as_ref()
+    }
+
+    fn get_mut(&mut self, id: u16) -> Option<&mut Node> {
+        let id = usize::from(id);
+        self.0.get_mut(id / BLOCK)?.as_mut()?[id % BLOCK].as_mut()
+    }
+
+    fn insert(&mut self, id: u16, node: Node) {
+        let id = usize::from(id);
+        if self.0.len() <= id / BLOCK {
+            self.0.resize_with(id / BLOCK + 1, || None);
+        }
+        self.0[id / BLOCK].get_or_insert_default()[id % BLOCK] = Some(node);
+    }
+
+    fn remove(&mut self, id: u16) -> Option<Node> {
+        let id = usize::from(id);
+        let place = self.0.get_mut(id / BLOCK)?;
+        let block = place.as_mut()?;
+        let node = block[id % BLOCK].take();
+        if block.iter().all(Option::is_none) {
+            *place = None;
+        }
+        node
+    }
+}
+
+/// The nodes of one server. Dropped, it frees them and leaves the head as it is.
 #[derive(Debug, Default)]
 pub(super) struct List {
-    nodes: HashMap<u16, Node>,
+    nodes: Table,
     first: Option<u16>,
     last: Option<u16>,
 }
@@ -95,7 +141,7 @@ pub(super) unsafe fn write_empty(server: *mut IvshmemServer) {
 impl List {
     /// The node of a peer, for C.
     pub(super) fn find(&self, id: u16) -> Option<*mut IvshmemServerPeer> {
-        self.nodes.get(&id).map(|node| node.peer.as_ptr())
+        self.nodes.get(id).map(|node| node.peer.as_ptr())
     }
 
     /// What points to the node with this id; NULL without an id.
@@ -105,7 +151,7 @@ impl List {
 
     /// The link of the node with this id; the head's without an id.
     fn link(&self, id: Option<u16>, head: *mut IvshmemServerLink) -> *mut IvshmemServerLink {
-        id.and_then(|id| self.nodes.get(&id)).map_or(head, Node::link)
+        id.and_then(|id| self.nodes.get(id)).map_or(head, Node::link)
     }
 
     /// Adds a peer at the end; its socket.
@@ -114,7 +160,7 @@ impl List {
     /// `server` is valid for writes, and it is the one whose list this is.
     pub(super) unsafe fn push(&mut self, server: *mut IvshmemServer, peer: &Peer<'_>) -> RawFd {
         let id = peer.id();
-        debug_assert!(!self.nodes.contains_key(&id), "two peers of one id");
+        debug_assert!(self.nodes.get(id).is_none(), "two peers of one id");
         let node = Node::new(peer, self.last);
         // SAFETY: the caller vouches for the structure, and the links of nodes are valid until
         // these are dropped, which is after they leave the list.
@@ -138,32 +184,40 @@ impl List {
     /// # Safety
     /// As for `push`.
     pub(super) unsafe fn remove(&mut self, server: *mut IvshmemServer, id: u16) -> Option<RawFd> {
-        let gone = self.nodes.remove(&id)?;
+        let gone = self.nodes.remove(id)?;
+        let other = |neighbour| (neighbour != id).then_some(neighbour);
+        let (before, after) = (other(gone.before), other(gone.after));
         // SAFETY: as in `push`; the neighbours are still in the list.
         unsafe {
             let head = head_of(server);
-            let before = self.link(gone.before, head);
-            (*self.link(gone.after, head)).tql_prev = before;
-            (*before).tql_next = self.address(gone.after).cast();
+            let link = self.link(before, head);
+            (*self.link(after, head)).tql_prev = link;
+            (*link).tql_next = self.address(after).cast();
         }
-        self.set_after(gone.before, gone.after);
-        self.set_before(gone.after, gone.before);
+        self.set_after(before, after);
+        self.set_before(after, before);
         Some(gone.socket)
     }
 
-    /// Records what comes after a node, or which is the first.
+    /// Records what comes after a node, or without a node which is the first.
     fn set_after(&mut self, id: Option<u16>, after: Option<u16>) {
-        match id.and_then(|id| self.nodes.get_mut(&id)) {
-            Some(node) => node.after = after,
-            None => self.first = after,
+        let Some(id) = id else {
+            self.first = after;
+            return;
+        };
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.after = after.unwrap_or(id);
         }
     }
 
-    /// Records what comes before a node, or which is the last.
+    /// Records what comes before a node, or without a node which is the last.
     fn set_before(&mut self, id: Option<u16>, before: Option<u16>) {
-        match id.and_then(|id| self.nodes.get_mut(&id)) {
-            Some(node) => node.before = before,
-            None => self.last = before,
+        let Some(id) = id else {
+            self.last = before;
+            return;
+        };
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.before = before.unwrap_or(id);
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A server that is refused leaves nothing behind, and the server that serves does not notice.
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// Only common::peer has unsafe code: for descriptors and bytes that were received. Every other module forbids it.
 #![deny(unsafe_code)]
 
 mod common;

@@ -4,7 +4,7 @@
 //! Other files test the sizes of the memory (memory.rs), the pid file (pid_file.rs), several servers that start at once
 //! (concurrent_start.rs), the log (logging.rs) and terminals (terminals.rs).
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// Only common::peer has unsafe code: for descriptors and bytes that were received. Every other module forbids it.
 #![deny(unsafe_code)]
 
 mod common;

@@ -277,7 +277,7 @@ fn a_burst_of_2000_connections_at_once_is_served(target: Target) {
     let Some((_, limit)) = room_for("a burst", 2000, 2000, 1) else { return };
     let server = target.builder().descriptors(limit).start();
     // The server is stopped, so all clients connect before it accepts the first one.
-    server.signal(Signal::SIGSTOP);
+    server.pause();
     let mut crowd = Crowd::new(server.socket_path(), 1);
     crowd.connect_many(2000);
     server.signal(Signal::SIGCONT);

@@ -55,7 +55,7 @@ fn check_and_stop(server: Daemon, mut crowd: Crowd) {
 fn connections_closed_before_admission_are_not_broadcast(target: Target) {
     let (server, mut crowd) = serve(target, 3);
     // The server is stopped, so the connections are closed before it accepts them.
-    server.signal(Signal::SIGSTOP);
+    server.pause();
     for _ in 0..500 {
         drop(UnixStream::connect(server.socket_path()).expect("the server listens"));
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The log of the server program: the severity of each line in the system log and in the journal, and SIGHUP.
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// Only common::peer has unsafe code: for descriptors and bytes that were received. Every other module forbids it.
 #![deny(unsafe_code)]
 
 mod common;

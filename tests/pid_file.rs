@@ -3,7 +3,7 @@
 //!
 //! Several daemons that start at once with one pid file are in concurrent_start.rs.
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// Only common::peer has unsafe code: for descriptors and bytes that were received. Every other module forbids it.
 #![deny(unsafe_code)]
 
 mod common;

@@ -4,7 +4,7 @@
 //! The tests check what a guest can see: its id, the shared memory, and which interrupts arrive. Other test programs
 //! cover clients that misbehave.
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// Only common::peer has unsafe code: for descriptors and bytes that were received. Every other module forbids it.
 #![deny(unsafe_code)]
 
 mod common;

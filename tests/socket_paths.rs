@@ -3,7 +3,7 @@
 //! programs, directories that cannot be used, and directories in which another user exchanges names. Only what is
 //! dead, or the server's own, is ever removed or changed.
 
-// One function in common::peer takes over received descriptors; every other module forbids unsafe code.
+// Only common::peer has unsafe code: for descriptors and bytes that were received. Every other module forbids it.
 #![deny(unsafe_code)]
 
 mod common;

@@ -108,8 +108,9 @@
 //! ```
 //!
 //! # What it does not do
-//! The library starts no thread of its own (on kernels before Linux 6.16, and with a listener that
-//! the caller gives, a thread closes connections that have unread data), installs no signal handler, changes no limit, and prints nothing.
+//! The library installs no signal handler, changes no limit, and prints nothing. It starts no
+//! thread but one: on kernels before Linux 6.16, and with a listener that the caller gives, it
+//! closes connections that have unread data.
 //! It logs through the crate `log`. (`AsyncClient::connect` uses a thread of tokio's.) A server
 //! needs one descriptor for each client, and one for each vector of each client. For many clients,
 //! raise the limit `RLIMIT_NOFILE`.

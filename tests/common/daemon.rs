@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::crowd::allow_most_descriptors;
-use super::{PATIENCE, is_asleep, text_of, wait_for, wait_for_exit, wait_up_to};
+use super::{PATIENCE, is_asleep, stop_process, text_of, wait_for, wait_for_exit, wait_up_to};
 
 /// The path of the program under test.
 pub(crate) fn program() -> PathBuf {
@@ -260,15 +260,10 @@ impl Daemon {
         kill(self.pid(), signal).expect("it is our child");
     }
 
-    /// Stops the daemon with SIGSTOP, and returns when it has stopped. SIGCONT continues it.
+    /// Stops the daemon: see [`stop_process`].
     #[track_caller]
     pub(crate) fn pause(&self) {
-        self.signal(Signal::SIGSTOP);
-        wait_for("the daemon has stopped", || {
-            let stat = text_of(Path::new(&format!("/proc/{}/stat", self.pid())));
-            // "t" if strace traces it.
-            (stat.contains(") T ") || stat.contains(") t ")).then_some(())
-        });
+        stop_process(self.pid());
     }
 
     /// Waits until the daemon ends.

@@ -27,6 +27,7 @@ use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// The time limit for an action that takes a moment; long enough for a busy machine.
@@ -73,6 +74,21 @@ pub(crate) fn find_in_path(program: &str) -> Option<PathBuf> {
 /// Whether a process sleeps.
 pub(crate) fn is_asleep(pid: Pid) -> bool {
     text_of(Path::new(&format!("/proc/{pid}/stat"))).contains(") S ")
+}
+
+/// Stops a process with SIGSTOP, and returns when each of its threads has stopped: the signal reaches one of them, which may
+/// have to wait for a processor while the others go on. SIGCONT continues it.
+#[track_caller]
+pub(crate) fn stop_process(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).expect("the process runs");
+    let threads = PathBuf::from(format!("/proc/{pid}/task"));
+    wait_for("each thread has stopped", || {
+        let entries = std::fs::read_dir(&threads).expect("the process runs");
+        let mut stats = entries
+            .map(|entry| text_of(&entry.expect("a directory of the kernel").path().join("stat")));
+        // "t" if strace traces it.
+        stats.all(|stat| stat.contains(") T ") || stat.contains(") t ")).then_some(())
+    });
 }
 
 /// The text of a file, for a message. A missing file gives an empty text.

@@ -6,7 +6,7 @@
 //! the server must send a message that QEMU rejects. Each case is checked at the start of a QEMU, which must end with
 //! an error, and by `device_add`, which must fail while the guest goes on.
 
-// One function in common::peer takes over received descriptors, and one in common::user changes the user of a thread.
+// Only common::peer and common::user have unsafe code: for descriptors that were received, and for the user of a thread.
 #![deny(unsafe_code)]
 
 #[path = "../common/mod.rs"]
@@ -14,10 +14,9 @@ mod common;
 mod limits;
 mod qemu;
 
-use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use ivshmem::{Event, Server};
@@ -29,7 +28,7 @@ use common::crowd::use_all_ids;
 use common::daemon::{Daemon, is_listening};
 use common::peer::{Connection, unread};
 use common::target::{Target, is_root};
-use common::{text_of, wait_for};
+use common::{stop_process, wait_for};
 use qemu::{Qemu, Running};
 
 on_each_server! {
@@ -118,7 +117,7 @@ fn terminate(server: &mut Daemon) {
 fn a_qemu_in_the_backlog_of_a_server_that_stops_ends_with_an_error(target: Target) {
     let (mut server, _clients) = stopped_server(target);
     let qemu = Qemu::with_device(server.socket_path());
-    wait_for("QEMU waits for the server", || qemu.receives().then_some(()));
+    qemu.wait_until_receiving();
     terminate(&mut server);
     qemu.assert_fails_with(REFUSED);
 }
@@ -146,8 +145,8 @@ fn server_without_memory(target: Target) -> Option<(Daemon, Vec<UnixStream>)> {
     Some((server, clients))
 }
 
-/// Connects the clients that do not read, and waits until the server cannot send a descriptor any more. Who connects
-/// earlier may still get the memory.
+/// Connects the clients that do not read, and waits until the server cannot send a descriptor any more. A client that
+/// connects earlier may still get the memory.
 fn stall(socket: &Path) -> Vec<UnixStream> {
     let connect = || UnixStream::connect(socket).expect("the server listens");
     let clients: Vec<_> = (0..STALLED).map(|_| connect()).collect();
@@ -164,21 +163,20 @@ fn unread_descriptors(client: &UnixStream) -> u64 {
     unread(client).saturating_sub(2)
 }
 
-/// The open descriptors of a server, without those that it opens for a moment to read in /proc.
-fn lasting_fds(server: &Daemon) -> usize {
-    let counts = (0..20).map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-        server.open_fds()
-    });
-    counts.min().expect("twenty counts")
+/// Waits until the server has admitted a QEMU whose connection is in its backlog or was accepted. It admits connections
+/// in their order, so a later client that was sent the version shows it.
+#[track_caller]
+fn wait_for_admission_of_earlier_clients(server: &Daemon) -> Connection {
+    let mut later = Connection::open(server.socket_path());
+    assert_eq!(later.expect("the version").value, 0);
+    later
 }
 
 fn a_qemu_that_waits_for_the_memory_of_a_server_that_stops_ends_with_an_error(target: Target) {
     let Some((mut server, _clients)) = server_without_memory(target) else { return };
-    let before = lasting_fds(&server);
     let qemu = Qemu::with_device(server.socket_path());
-    // A client's socket and its eventfd.
-    wait_for("QEMU is admitted", || (lasting_fds(&server) >= before + 2).then_some(()));
+    qemu.wait_until_receiving();
+    let _later = wait_for_admission_of_earlier_clients(&server);
     server.signal(Signal::SIGTERM);
     assert!(server.wait().success(), "the server ends by SIGTERM");
     qemu.assert_fails_with(ENDED);
@@ -187,9 +185,8 @@ fn a_qemu_that_waits_for_the_memory_of_a_server_that_stops_ends_with_an_error(ta
 fn device_add_that_waits_for_the_memory_of_a_server_that_stops_fails(target: Target) {
     let Some((mut server, _clients)) = server_without_memory(target) else { return };
     let mut vm = Running::start();
-    let before = lasting_fds(&server);
     vm.begin_plug(server.socket_path());
-    wait_for("QEMU is admitted", || (lasting_fds(&server) >= before + 2).then_some(()));
+    let _later = wait_for_admission_of_earlier_clients(&server);
     server.signal(Signal::SIGTERM);
     assert!(server.wait().success(), "the server ends by SIGTERM");
     vm.assert_plug_fails_with(ENDED);
@@ -237,24 +234,8 @@ impl Disconnecting {
         Self(child.expect("setpriv is installed"))
     }
 
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.0.id()).expect("a pid is an int");
-        kill(Pid::from_raw(pid), signal).expect("it is our child");
-    }
-}
-
-impl Disconnecting {
-    /// Stops it, and returns when each of its threads has stopped: the signal reaches one thread, which may have to wait
-    /// for a processor while the others still serve.
-    fn pause(&self) {
-        self.signal(Signal::SIGSTOP);
-        let threads = PathBuf::from(format!("/proc/{}/task", self.0.id()));
-        wait_for("each thread has stopped", || {
-            let entries = fs::read_dir(&threads).expect("it runs");
-            let mut stats =
-                entries.map(|entry| text_of(&entry.expect("it runs").path().join("stat")));
-            stats.all(|stat| stat.contains(") T ")).then_some(())
-        });
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).expect("a pid is an int"))
     }
 }
 
@@ -278,8 +259,8 @@ fn a_qemu_that_is_disconnected_before_the_memory_ends_with_an_error_and_device_a
     Qemu::with_device(&socket).assert_fails_with(ENDED);
 
     let mut vm = Running::start();
-    server.pause();
+    stop_process(server.pid());
     vm.begin_plug(&socket);
-    server.signal(Signal::SIGCONT);
+    kill(server.pid(), Signal::SIGCONT).expect("it is our child");
     vm.assert_plug_fails_with(ENDED);
 }

@@ -55,11 +55,14 @@ impl Qemu {
         Self::spawn(dir, &arguments.map(String::from))
     }
 
-    /// Whether its main thread is in `recvmsg` at this moment. QEMU's event loop calls `recvmsg` only for data that is
-    /// there; a device that is added calls it to wait.
-    pub(crate) fn receives(&self) -> bool {
-        let call = text_of(Path::new(&format!("/proc/{}/syscall", self.child.id())));
-        call.split(' ').next() == Some(&nix::libc::SYS_recvmsg.to_string())
+    /// Returns when its main thread waits in `recvmsg` for the server. QEMU's event loop calls `recvmsg` only for data
+    /// that is there; a device that is added calls it to wait.
+    #[track_caller]
+    pub(crate) fn wait_until_receiving(&self) {
+        let path = format!("/proc/{}/syscall", self.child.id());
+        let recvmsg = nix::libc::SYS_recvmsg.to_string();
+        let receives = || text_of(Path::new(&path)).split(' ').next() == Some(&recvmsg);
+        wait_up_to(LIMIT, || receives().then_some(())).expect("QEMU waits for the server");
     }
 
     fn log(&self) -> String {
@@ -152,25 +155,30 @@ impl Running {
     /// invalid message. Between the two commands the guest runs on.
     #[track_caller]
     pub(crate) fn plug(&mut self, socket: &Path) {
+        self.connect(socket);
+        // QEMU's loop runs: a connection that was closed is noticed now.
+        self.execute("query-status", json!({})).expect("a status");
+        self.begin_device_add();
+    }
+
+    #[track_caller]
+    fn connect(&mut self, socket: &Path) {
         let address = json!({ "type": "unix", "data": { "path": socket } });
         let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
         let chardev = self.execute("chardev-add", json!({ "id": "c", "backend": backend }));
         chardev.expect("the server listens");
-        // QEMU's loop runs: a connection that was closed is noticed now.
-        self.execute("query-status", json!({})).expect("a status");
+    }
+
+    fn begin_device_add(&mut self) {
         self.send("device_add", json!({ "driver": "ivshmem-doorbell", "id": "d", "chardev": "c" }));
     }
 
     /// As [`plug`](Self::plug), with a server that does not answer yet. Returns when QEMU waits.
     #[track_caller]
     pub(crate) fn begin_plug(&mut self, socket: &Path) {
-        let address = json!({ "type": "unix", "data": { "path": socket } });
-        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
-        let chardev = self.execute("chardev-add", json!({ "id": "c", "backend": backend }));
-        chardev.expect("the server listens");
-        self.send("device_add", json!({ "driver": "ivshmem-doorbell", "id": "d", "chardev": "c" }));
-        let waits = wait_up_to(LIMIT, || self.qemu.receives().then_some(()));
-        waits.expect("QEMU waits for the server");
+        self.connect(socket);
+        self.begin_device_add();
+        self.qemu.wait_until_receiving();
     }
 
     /// Checks that the device was refused with an error that contains `message`, and that the guest still runs.
