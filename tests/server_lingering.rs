@@ -41,18 +41,24 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Sends one byte with a descriptor.
 fn send(stream: &UnixStream, fd: &impl AsFd) -> nix::Result<usize> {
+    send_with(stream, fd, MsgFlags::empty())
+}
+
+fn send_with(stream: &UnixStream, fd: &impl AsFd, flags: MsgFlags) -> nix::Result<usize> {
     let fds = [fd.as_fd().as_raw_fd()];
     let control = [ControlMessage::ScmRights(&fds)];
-    let flags = MsgFlags::MSG_NOSIGNAL;
+    let flags = flags | MsgFlags::MSG_NOSIGNAL;
     sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(b"!")], &control, flags, None)
 }
 
 /// Connects clients that each send a lingering socket and keep no copy of it. The other end of each socket must be kept.
+/// Each second one sends it with urgent data, which a plain recv(2) does not show.
 fn attack(server: &Daemon, clients: usize) -> (Vec<UnixStream>, Vec<impl Sized>) {
-    let attack = |_| {
+    let attack = |number| {
         let stream = UnixStream::connect(server.socket_path()).expect("the server listens");
         let Lingering { socket, peer } = Lingering::new(LINGER);
-        assert_eq!(send(&stream, &socket), Ok(1));
+        let urgent = if number % 2 == 1 { MsgFlags::MSG_OOB } else { MsgFlags::empty() };
+        assert_eq!(send_with(&stream, &socket, urgent), Ok(1));
         (stream, peer)
     };
     (0..clients).map(attack).unzip()

@@ -184,6 +184,36 @@ fn a_lingering_socket_in_the_queue_of_another_socket_does_not_make_the_client_sl
     });
 }
 
+/// Urgent data (MSG_OOB) is not in the order of the stream, and a read that passes it closes its descriptors.
+#[test]
+fn a_lingering_socket_with_urgent_data_does_not_make_the_client_sleep() {
+    alone(|| {
+        refused_at_once("in a greeting", |server, fd| {
+            server.urgent(fd);
+            server.say(0);
+        });
+        refused_at_once("in a stream", |server, fd| {
+            let (here, there) = UnixStream::pair().expect("a socket pair");
+            Wrong(here).urgent(fd);
+            server.give(0, there);
+        });
+
+        let Lingering { socket: lingering, peer: _peer } = Lingering::new(LINGER);
+        let (server, client) = connected();
+        server.urgent(lingering.as_fd());
+        drop(lingering);
+        at_once("the end of a client", || drop(client));
+
+        let Lingering { socket: lingering, peer: _peer } = Lingering::new(LINGER);
+        let (server, mut client) = connected();
+        server.urgent(lingering.as_fd());
+        drop(lingering);
+        server.say(7);
+        at_once("a dispatch", || client.wait(Some(PATIENCE))).expect("it works");
+        at_once("the end of a client", || drop(client));
+    });
+}
+
 #[test]
 fn a_client_that_is_dropped_closes_what_it_did_not_read() {
     alone(|| {

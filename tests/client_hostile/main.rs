@@ -66,11 +66,21 @@ impl Wrong {
     }
 
     fn bytes(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        self.send(bytes, fds, MsgFlags::empty());
+    }
+
+    /// Sends a byte of urgent data with a descriptor.
+    fn urgent(&self, fd: BorrowedFd<'_>) {
+        self.send(b"!", &[fd], MsgFlags::MSG_OOB);
+    }
+
+    fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: MsgFlags) {
         let numbers: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
         let parts = [IoSlice::new(bytes)];
-        let sent = sendmsg::<()>(self.0.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, None);
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
+        let sent = sendmsg::<()>(self.0.as_raw_fd(), &parts, rights, flags, None);
         assert_eq!(sent, Ok(bytes.len()));
     }
 

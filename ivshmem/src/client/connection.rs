@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::Error;
-use super::untrusted::{Untrusted, receive, shut_down};
+use super::untrusted::{Untrusted, receive, shut_down, take_urgent_data_in_order};
 use crate::protocol::MESSAGE;
 
 /// A whole message.
@@ -58,6 +58,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(socket: OwnedFd) -> Self {
         let newest = socket.as_raw_fd();
+        take_urgent_data_in_order(socket.as_fd());
         Self { socket, bytes: [0; MESSAGE], filled: 0, fds: Vec::new(), newest }
     }
 

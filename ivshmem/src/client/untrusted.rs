@@ -15,6 +15,7 @@
 //! - A UNIX socket closes the descriptors in its own queue, and a listening one those in the queues
 //!   of its connections. Each queue is shut down and emptied, and its descriptors are treated in
 //!   the same way.
+//! - A read that passes urgent data closes its descriptors. So urgent data is read too.
 //! - The kernel itself closes what it cannot give to this process, for want of descriptors. So near
 //!   the limit of open files, [`receive`] looks first, and leaves a message that does not fit where
 //!   it is. It can be taken when the client has closed other descriptors.
@@ -104,9 +105,16 @@ pub(super) fn receive(
     sys::receive(socket, buffer)
 }
 
+/// Makes each read of a socket give urgent data (`MSG_OOB`) too. Otherwise a read that passes such
+/// data closes its descriptors. Kernels before Linux 5.15 have none on these sockets.
+pub(super) fn take_urgent_data_in_order(socket: BorrowedFd<'_>) {
+    let _ = setsockopt(&socket, sockopt::OobInline, &true);
+}
+
 /// Shuts a socket down for every process that has a copy of it, and closes what waits in its queue.
 pub(super) fn shut_down(socket: BorrowedFd<'_>) {
     let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+    take_urgent_data_in_order(socket);
     while let Some(fds) = next_fds(socket) {
         close(fds);
     }
@@ -129,6 +137,7 @@ fn close(mut fds: Vec<OwnedFd>) {
         }
         // Now nobody can add to its queue.
         let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+        take_urgent_data_in_order(fd.as_fd());
         if let Some(found) = next_fds(fd.as_fd()) {
             // There may be more. It is closed after those that were found.
             fds.push(fd);

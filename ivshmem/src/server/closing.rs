@@ -18,7 +18,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use super::connection::has_spoken;
+use super::connection::has_unread;
 
 /// The threads that may sleep in close(2) at the same time. More connections stay open until one
 /// of these ends.
@@ -49,7 +49,7 @@ impl Closer {
         }
         // After this the client can send nothing more.
         let _ = socket.shutdown(std::net::Shutdown::Both);
-        if has_spoken(&socket) == Ok(true) {
+        if has_unread(&socket) {
             self.parked.push(socket);
         }
         while self.sleeping.load(Ordering::Relaxed) < THREADS {

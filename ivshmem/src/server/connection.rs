@@ -76,8 +76,8 @@ impl Connection {
             return LeaveReason::Disconnected;
         }
         match has_spoken(&self.socket) {
-            Ok(true) => LeaveReason::SentData,
-            Ok(false) | Err(Errno::EAGAIN | Errno::ECONNRESET) => LeaveReason::HungUp,
+            _ if has_unread(&self.socket) => LeaveReason::SentData,
+            Ok(_) | Err(Errno::EAGAIN | Errno::ECONNRESET) => LeaveReason::HungUp,
             Err(errno) => LeaveReason::Broken(errno.into()),
         }
     }
@@ -88,4 +88,10 @@ impl Connection {
 pub(super) fn has_spoken(socket: &UnixStream) -> nix::Result<bool> {
     let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     recv(socket.as_raw_fd(), &mut [0], peek).map(|bytes| bytes > 0)
+}
+
+/// Whether the client sent data that is unread, which a descriptor may have come with.
+pub(super) fn has_unread(socket: &UnixStream) -> bool {
+    let urgent = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_OOB;
+    has_spoken(socket) == Ok(true) || recv(socket.as_raw_fd(), &mut [0], urgent) == Ok(1)
 }
