@@ -19,7 +19,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit};
@@ -33,6 +33,9 @@ use common::program::{Background, Place, Process, run};
 use common::skip::skip;
 use common::{text_of, wait_for};
 use supervisor::{CHILD, Supervisor, children, command, next_child, replace_program, servers};
+
+/// How long a close waits that `child.py` arranges.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// Stores `names` × `each` descriptors, kills the child, and checks what the next one gets.
 fn store_and_return(names: usize, each: usize) {
@@ -80,6 +83,21 @@ fn a_removed_name_does_not_come_back_and_the_others_do() {
     child.kill();
     let child = supervisor.next_child();
     assert_eq!((child.stored, child.checked.as_str()), (27, "27"));
+}
+
+/// A client can pass a descriptor whose close waits. Whoever closes the connection last would wait.
+#[test]
+fn a_connection_whose_close_would_wait_does_not_delay_the_supervisor() {
+    let (mut supervisor, mut child) = Supervisor::with_child();
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(child.ask("linger"), "done");
+    }
+    assert_eq!(child.ask("store 10 1").split('.').count(), 2, "it stores others");
+    supervisor.signal(Signal::SIGTERM);
+    assert_eq!(child.next_line().as_deref(), Some("signal 2"));
+    assert_eq!(supervisor.end().status.code(), Some(0));
+    assert!(start.elapsed() < LINGER, "{:?}", start.elapsed());
 }
 
 #[test]

@@ -9,6 +9,7 @@ DIR is the directory of the socket that the command line names with -S. If DIR/d
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -95,6 +96,32 @@ def check():
     return str(STORED)
 
 
+def linger(urgent):
+    """Stores a connection whose close(2) would wait for a minute, and removes it: its client has passed a TCP socket with
+    unsent data and SO_LINGER."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    tcp = socket.create_connection(listener.getsockname())
+    peer, _ = listener.accept()
+    tcp.setblocking(False)
+    try:
+        while True:
+            tcp.send(bytes(1 << 20))
+    except BlockingIOError:
+        pass
+    tcp.setblocking(True)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+    ours, client = socket.socketpair()
+    socket.send_fds(client, [b"!"], [tcp.fileno()], socket.MSG_OOB if urgent else 0)
+    send("FDSTORE=1\nFDNAME=linger\nFDPOLL=0", [ours.fileno()])
+    barrier()
+    # The supervisor is the last one that has it.
+    for each in (tcp, client, ours):
+        each.close()
+    send("FDSTOREREMOVE=1\nFDNAME=linger")
+    barrier()
+    return peer
+
+
 def in_child(action):
     pid = os.fork()
     if pid == 0:
@@ -124,6 +151,8 @@ def foreign():
     barrier()
 
 
+# They never read.
+PEERS = []
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, on_signal)
 for of_server in OF_SERVER:
@@ -144,6 +173,8 @@ for line in control.makefile():
     elif word == "long":
         for number in range(int(words[0])):
             send(f"FDSTORE=1\nFDNAME={number:0250}", [1])
+    elif word == "linger":
+        PEERS.extend([linger(False), linger(True)])
     elif word == "foreign":
         foreign()
     elif word == "orphan":

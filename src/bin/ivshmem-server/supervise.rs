@@ -19,6 +19,7 @@
 #![deny(unsafe_code)]
 
 mod child;
+mod closing;
 mod keeper;
 mod message;
 pub(crate) mod notify;
@@ -44,6 +45,7 @@ use crate::args::Args;
 use crate::pidfile::PidFile;
 use crate::{Failure, detach, logging};
 use child::{Child, Deaths, Verdict, in_words};
+use closing::Closing;
 use keeper::Keeper;
 use message::Message;
 use program::Programs;
@@ -70,8 +72,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let _ = supervisor.serve();
     }
     // Descriptors are closed before the pid file says that it is over.
-    drop(supervisor.store);
-    drop(supervisor.pid_file);
+    let Supervisor { mut store, mut closing, pid_file, .. } = supervisor;
+    closing.close(store.remove_all());
+    drop(closing);
+    drop(pid_file);
     outcome
 }
 
@@ -90,6 +94,7 @@ struct Supervisor<'a> {
     pid_file: Option<PidFile>,
     keeper: Keeper,
     store: Store,
+    closing: Closing,
     upstream: Option<Upstream>,
     programs: Programs,
     child: Option<Child>,
@@ -178,7 +183,7 @@ impl Supervisor<'_> {
         if message.remove {
             match message.name {
                 Some(name) => {
-                    self.store.remove(name);
+                    self.closing.close(self.store.remove(name));
                     if let Some(upstream) = upstream {
                         upstream.removed(name, &self.store);
                     }
@@ -301,6 +306,9 @@ impl Supervisor<'_> {
                 Err(Errno::EINTR) => continue,
                 status => status.map_err(|errno| format!("cannot wait: {}", errno.desc()))?,
             };
+            if let Some(pid) = status.pid() {
+                self.closing.ended(pid);
+            }
             if self.child.as_ref().is_some_and(|child| Some(child.pid) == status.pid()) {
                 // It sent all of its messages before it ended.
                 self.take_messages(usize::MAX)?;
@@ -370,7 +378,7 @@ impl Supervisor<'_> {
         if let (Some(End::ForGood), Some(upstream)) = (self.end, &mut self.upstream) {
             let names: Vec<String> = self.store.names().map(str::to_owned).collect();
             for name in names {
-                self.store.remove(&name);
+                self.closing.close(self.store.remove(&name));
                 upstream.removed(&name, &self.store);
             }
         }

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::child::{Child, Deaths};
+use super::closing::Closing;
 use super::keeper::Keeper;
 use super::program::Programs;
 use super::store::Store;
@@ -76,6 +77,7 @@ impl<'a> Supervisor<'a> {
             pid_file,
             keeper: Keeper::new()?,
             store,
+            closing: Closing::default(),
             upstream,
             programs: Programs::new().map_err(failed("find the own program"))?,
             child: None,

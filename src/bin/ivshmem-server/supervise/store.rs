@@ -42,11 +42,17 @@ impl Store {
         true
     }
 
-    /// Closes all descriptors that have the name; says how many there were.
-    pub(super) fn remove(&mut self, name: &str) -> usize {
-        let removed = self.entries.remove(name).map_or(0, |fds| fds.len());
-        self.count -= removed;
+    /// Takes out all descriptors that have the name. The caller closes them.
+    pub(super) fn remove(&mut self, name: &str) -> Vec<OwnedFd> {
+        let removed = self.entries.remove(name).unwrap_or_default();
+        self.count -= removed.len();
         removed
+    }
+
+    /// Takes out all descriptors.
+    pub(super) fn remove_all(&mut self) -> impl Iterator<Item = OwnedFd> + use<> {
+        self.count = 0;
+        std::mem::take(&mut self.entries).into_values().flatten()
     }
 
     /// The descriptors that have the name.
@@ -83,8 +89,9 @@ mod tests {
         assert!(store.add("a", descriptors(2)) && store.add("b", descriptors(1)));
         assert!(store.add("a", descriptors(3)));
         assert_eq!((store.count(), store.get("a").len()), (6, 5));
-        assert_eq!(store.remove("a"), 5);
-        assert_eq!((store.remove("a"), store.count(), store.get("a").len()), (0, 1, 0));
+        assert_eq!(store.remove("a").len(), 5);
+        assert_eq!((store.remove("a").len(), store.count(), store.get("a").len()), (0, 1, 0));
+        assert_eq!((store.remove_all().count(), store.count()), (1, 0));
     }
 
     #[test]

@@ -14,8 +14,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
-use nix::unistd::{ForkResult, Pid, fork, getpid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read};
 
 /// The first number that a service gets from its service manager (`SD_LISTEN_FDS_START`).
 pub(super) const FIRST: RawFd = 3;
@@ -88,7 +90,8 @@ pub(super) fn adopt(count: usize) -> Vec<Option<OwnedFd>> {
     let last = RawFd::try_from(count).unwrap_or(0).saturating_add(FIRST);
     let take = |number: RawFd| {
         // SAFETY: F_SETFD has an integer argument, and a number that is not open is an error of it.
-        let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+        let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+        let open = set || Errno::last() != Errno::EBADF;
         // SAFETY: it is open, and LISTEN_PID says that it was opened for the program to own; nothing else has it.
         open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
     };
@@ -148,4 +151,39 @@ pub(super) fn start(
     log::error!("cannot execute {:?}: {error}", command.get_program());
     // SAFETY: it never returns, and runs nothing of the parent's that waits for an exit.
     unsafe { libc::_exit(127) }
+}
+
+/// Closes `fds`, which it empties, without waiting: a child process is the last one that has them. An error leaves them.
+pub(super) fn close_in_child(fds: &mut Vec<OwnedFd>) -> io::Result<Pid> {
+    let (wait, go) = pipe2(OFlag::O_CLOEXEC)?;
+    fds.sort_unstable_by_key(AsRawFd::as_raw_fd);
+    // SAFETY: this process has one thread, so no lock is held by a thread that the child would lack.
+    let fork = unsafe { fork() }?;
+    if let ForkResult::Parent { child } = fork {
+        fds.clear();
+        drop(go);
+        return Ok(child);
+    }
+    // The child has no other descriptors: a process that sleeps must not keep connections open.
+    drop(go);
+    let mut keep: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.push(wait.as_raw_fd());
+    keep.sort_unstable();
+    let mut from = 0;
+    for &number in &keep {
+        close_range(from, number - 1);
+        from = number + 1;
+    }
+    close_range(from, RawFd::MAX);
+    // The end of the parent's copy of the pipe says that it has closed the descriptors.
+    let _ = read(wait, &mut [0]);
+    // SAFETY: it never returns, and runs nothing of the parent's that waits for an exit.
+    unsafe { libc::_exit(0) }
+}
+
+fn close_range(first: RawFd, last: RawFd) {
+    if first <= last {
+        // SAFETY: only a child calls this, which uses none of these descriptors. An older kernel has an error.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
 }
