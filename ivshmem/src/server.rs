@@ -382,7 +382,7 @@ impl Drop for Server {
         if self.hands_over || crashes {
             self.admission.hand_over(&mut self.core);
             self.memory.keep();
-            self.core.close_all();
+            self.core.close_all(true);
             return;
         }
         let clients = &self.core.clients;
@@ -393,7 +393,7 @@ impl Drop for Server {
         if let Some(keeping) = &mut self.core.keeping {
             keeping.retire(&self.core.clients);
         }
-        self.core.close_all();
+        self.core.close_all(false);
     }
 }
 

@@ -39,18 +39,22 @@ fn the_socket_of_a_socket_unit_is_served_and_not_removed() {
 }
 
 #[test]
-fn the_socket_of_a_socket_unit_is_served_again_after_the_server_was_killed() {
+fn clients_of_a_socket_unit_go_on_after_the_server_was_killed_or_handed_over() {
     let place = Place::new();
     let listener = UnixListener::bind(place.socket()).expect("the place is empty");
     let supervisor = activated(&place, &listener, &["--supervise"]);
     let mut first = Peer::join(&place.socket(), 1);
-    let server = servers(supervisor.pid())[0];
-    wait_until_idle(server);
-    kill(server, Signal::SIGKILL).expect("it runs");
-    wait_for("another server", || servers(supervisor.pid()).into_iter().find(|&pid| pid != server));
-    let mut second = Peer::join(&place.socket(), 1);
-    second.wait_for_peer(first.id());
-    first.wait_for_peer(second.id());
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let server = servers(supervisor.pid())[0];
+        wait_until_idle(server);
+        kill(server, signal).expect("it runs");
+        wait_for("another server", || {
+            servers(supervisor.pid()).into_iter().find(|&pid| pid != server)
+        });
+        let mut second = Peer::join(&place.socket(), 1);
+        second.wait_for_peer(first.id());
+        first.wait_for_peer(second.id());
+    }
     let ended = supervisor.stop();
     assert!(place.socket().exists(), "it belongs to the service manager: {ended:?}");
 }

@@ -319,7 +319,7 @@ impl Builder {
         };
         let mut core = Core::new(reactor, closer, clients, keeping);
         let mut turn = Turn::new();
-        core.watch_all(&mut turn);
+        core.watch_all().map_err(failed("watch the clients that go on"))?;
         // They were blocked in their greeting when the server before ended.
         let blocked: Vec<Key> = (0..core.clients.len())
             .filter(|&index| core.clients.greeting_left(index) > 0)

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -199,16 +200,20 @@ impl Core {
     }
 
     /// Closes all connections at the end of the server. Each of them may have data that its client
-    /// sent and the server has not seen.
-    pub(super) fn close_all(&mut self) {
+    /// sent and the server has not seen. With `hands_over` those that the keeper has go on: they
+    /// must not be shut down, and to close a copy never waits.
+    pub(super) fn close_all(&mut self, hands_over: bool) {
         for (_, Lingering { socket, .. }) in std::mem::take(&mut self.lingering) {
             self.closer.close(socket);
         }
         while let Some(last) = self.clients.len().checked_sub(1) {
             // The last one: no other has to move.
             let key = self.clients.key(last);
-            if let Some((_, connection)) = self.clients.leave(key) {
-                self.closer.close(connection.socket);
+            match self.clients.leave(key) {
+                Some((_, connection)) if !hands_over || connection.kept == 0 => {
+                    self.closer.close(connection.socket);
+                }
+                _ => {}
             }
         }
     }
@@ -221,14 +226,11 @@ impl Core {
     }
 
     /// Watches the clients of a server before.
-    pub(super) fn watch_all(&mut self, turn: &mut Turn) {
-        for index in 0..self.clients.len() {
-            let key = self.clients.key(index);
+    pub(super) fn watch_all(&mut self) -> io::Result<()> {
+        (0..self.clients.len()).try_for_each(|index| {
             let socket = self.clients.payload(index).socket.as_fd();
-            if let Err(error) = self.reactor.watch_client(socket, key) {
-                turn.broken.push((key, LeaveReason::Broken(error)));
-            }
-        }
+            self.reactor.watch_client(socket, self.clients.key(index))
+        })
     }
 
     /// Does what the keeper did not take before.
