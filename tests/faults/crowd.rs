@@ -18,13 +18,19 @@ pub(crate) struct Crowd {
     clients: Vec<CheckedClient>,
     /// The index of the client that does not read.
     pub(crate) stalled: Option<usize>,
-    /// The number of clients that the server closed although they did nothing wrong.
-    dropped: usize,
+    /// The ids of the clients that the server closed although they did nothing wrong.
+    ended: Vec<Option<u16>>,
 }
 
 impl Crowd {
     pub(crate) fn new(socket: &Path, vectors: usize) -> Self {
-        Self { socket: socket.into(), vectors, clients: Vec::new(), stalled: None, dropped: 0 }
+        Self {
+            socket: socket.into(),
+            vectors,
+            clients: Vec::new(),
+            stalled: None,
+            ended: Vec::new(),
+        }
     }
 
     /// Connects one more client, which reads nothing yet.
@@ -86,14 +92,19 @@ impl Crowd {
             let ids: BTreeSet<u16> = here().filter_map(|client| client.view().id()).collect();
             here().all(|client| client.knows_exactly(&ids)).then_some(())
         });
-        let before = self.clients.len();
+        let ended = self.clients.iter().filter(|client| client.has_ended());
+        self.ended.extend(ended.map(|client| client.view().id()));
         self.clients.retain(|client| !client.has_ended());
-        self.dropped += before - self.clients.len();
     }
 
     /// The number of clients that the server closed although they did nothing wrong.
     pub(crate) fn dropped(&self) -> usize {
-        self.dropped
+        self.ended.len()
+    }
+
+    /// Their ids.
+    pub(crate) fn ended(&self) -> &[Option<u16>] {
+        &self.ended
     }
 
     pub(crate) fn len(&self) -> usize {

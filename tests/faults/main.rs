@@ -8,8 +8,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
+mod keeping;
 mod matrix;
 mod serving;
-
 mod starting;
 mod strace;
+#[path = "../supervise/supervisor.rs"]
+#[allow(dead_code, reason = "the tests of the supervisor use the rest")]
+mod supervisor;

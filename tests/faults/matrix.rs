@@ -212,6 +212,7 @@ pub(crate) const EXEMPT: &[(&str, &str)] = &[
     ("restart_syscall", "it continues a wait that the tracer interrupted"),
     ("exit_group", "it does not return"),
     ("geteuid", "it cannot fail"),
+    ("getppid", "it cannot fail"),
     ("getpid", "it does not fail"),
     ("fcntl(F_GETFD)", "std checks descriptors before it closes them, in debug builds only"),
 ];

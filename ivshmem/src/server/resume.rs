@@ -8,13 +8,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::stat::fstat;
 
 use super::connection::{Clients, Connection};
 use super::in_flight;
@@ -48,45 +48,41 @@ struct Ended {
 impl Resumed {
     /// Sorts what the keeper gave back. None if there is no state file among it.
     pub(super) fn find(keeper: &mut Keeper) -> Result<Option<Self>, Error> {
-        let mut returned = keeper.take_returned();
+        let returned = keeper.take_returned();
         let count = returned.len() as u64;
-        let states: Vec<usize> = (0..returned.len())
-            .filter(|&index| {
-                returned[index].fd.try_clone().is_ok_and(|fd| is_state(&File::from(fd)))
-            })
-            .collect();
-        let index = match states[..] {
-            [] => {
-                discard(keeper, returned);
-                return Ok(None);
-            }
-            [index] => index,
-            _ => {
-                let problem = format!("{} state files came back", states.len());
-                return Err(Error::State { problem });
-            }
+        let failed = |source| {
+            let action = "identify a descriptor that the keeper gave back";
+            Error::System { action, source }
         };
-        let file = returned.swap_remove(index).fd;
+        let kinds = returned.iter().map(|thing| kind_of(thing.fd.as_fd()));
+        let kinds = kinds.collect::<io::Result<Vec<_>>>().map_err(failed)?;
+        let mut things: Vec<_> = kinds.into_iter().zip(returned).collect();
+        let states = things.iter().filter(|(kind, _)| matches!(kind, Kind::State)).count();
+        let Some(index) = things.iter().position(|(kind, _)| matches!(kind, Kind::State)) else {
+            discard(keeper, things.into_iter().map(|(_, thing)| thing).collect());
+            return Ok(None);
+        };
+        if states > 1 {
+            let problem = format!("{states} state files came back");
+            return Err(Error::State { problem });
+        }
+        let file = things.swap_remove(index).1.fd;
         let (state, image) = State::open(file).map_err(|problem| Error::State { problem })?;
         let Things { memory: object, listener: cookie, .. } = image.things;
         let (mut memory, mut listener) = (None, None);
         let (mut sockets, mut eventfds) = (HashMap::new(), HashMap::new());
         let mut others = Vec::new();
-        for thing in returned {
-            if let Ok(found) = sys::socket_cookie(thing.fd.as_fd()) {
-                if found == cookie {
-                    listener = Some(thing.fd);
-                } else if is_connection(&thing.fd) {
+        for (kind, thing) in things {
+            match kind {
+                Kind::Socket { cookie: found, .. } if found == cookie => listener = Some(thing.fd),
+                Kind::Socket { cookie: found, is_connection: true } => {
                     sockets.insert(found, thing);
-                } else {
-                    others.push(thing);
                 }
-            } else if let Ok(id) = eventfd_id(thing.fd.as_fd()) {
-                eventfds.insert(id, thing.fd);
-            } else if identity(&thing.fd) == Some(object) {
-                memory = Some(thing.fd);
-            } else {
-                others.push(thing);
+                Kind::Eventfd(id) => {
+                    eventfds.insert(id, thing.fd);
+                }
+                Kind::File(found) if found == object => memory = Some(thing.fd),
+                _ => others.push(thing),
             }
         }
         // A socket unit's, maybe.
@@ -237,10 +233,47 @@ fn end(socket: UnixStream) {
     let _ = socket.shutdown(Shutdown::Both);
 }
 
-/// Device and inode.
-pub(super) fn identity(fd: &OwnedFd) -> Option<(u64, u64)> {
-    let meta = File::from(fd.try_clone().ok()?).metadata().ok()?;
-    Some((meta.dev(), meta.ino()))
+/// What a descriptor is, as far as a server has such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Socket {
+        /// `SO_COOKIE`.
+        cookie: u64,
+        is_connection: bool,
+    },
+    Eventfd(u32),
+    /// A state file, of any format.
+    State,
+    /// Another file or device: its device and inode.
+    File((u64, u64)),
+    Other,
+}
+
+/// An error means that the kernel does not tell now: the descriptor may be of any kind.
+fn kind_of(fd: BorrowedFd<'_>) -> io::Result<Kind> {
+    let status = fstat(fd)?;
+    match status.st_mode & libc::S_IFMT {
+        libc::S_IFSOCK => {
+            let cookie = sys::socket_cookie(fd)?;
+            let is_connection = is_stream(fd)? && !getsockopt(&fd, sockopt::AcceptConn)?;
+            Ok(Kind::Socket { cookie, is_connection })
+        }
+        libc::S_IFREG if is_state(fd)? => Ok(Kind::State),
+        libc::S_IFREG | libc::S_IFCHR | libc::S_IFBLK => {
+            Ok(Kind::File((status.st_dev, status.st_ino)))
+        }
+        // What has no file type, as an eventfd.
+        0 => match eventfd_id(fd) {
+            Ok(id) => Ok(Kind::Eventfd(id)),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Kind::Other),
+            Err(error) => Err(error),
+        },
+        _ => Ok(Kind::Other),
+    }
+}
+
+fn is_stream(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(getsockopt(&fd, sockopt::SockType)? == SockType::Stream)
 }
 
 fn is_listener(fd: &OwnedFd) -> bool {
@@ -248,6 +281,5 @@ fn is_listener(fd: &OwnedFd) -> bool {
 }
 
 fn is_connection(fd: &OwnedFd) -> bool {
-    getsockopt(fd, sockopt::SockType) == Ok(SockType::Stream)
-        && getsockopt(fd, sockopt::AcceptConn) == Ok(false)
+    is_stream(fd.as_fd()).unwrap_or(false) && !is_listener(fd)
 }

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::errno::Errno;
+
 /// The first inherited descriptor.
 const FIRST: RawFd = 3;
 
@@ -24,7 +26,8 @@ pub(crate) fn take_inherited(count: usize) -> Vec<Option<OwnedFd>> {
         .take(count)
         .map(|number| {
             // SAFETY: fcntl with F_SETFD takes an int, and touches no memory.
-            let open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+            let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+            let open = set || Errno::last() != Errno::EBADF;
             // SAFETY: the descriptor is open, was there when the process started, by the promise
             // of LISTEN_FDS, and is made an owned one once in a process.
             open.then(|| unsafe { OwnedFd::from_raw_fd(number) })

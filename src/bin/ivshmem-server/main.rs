@@ -144,25 +144,21 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         builder = builder.max_clients_per_uid(clients);
     }
     let mut server = builder.start()?;
-    server.wake_on(&signals, 0)?;
-    if args.hint {
-        talk.out.line(hint::text(args, &server).as_bytes());
-    }
-    if let Some(pid_file) = &pid_file {
-        pid_file.write()?;
-    }
-    if args.detached {
-        detach::ready()?;
-    }
-    if args.supervised {
-        detach::release_output()?;
+    let is_kept = server.keeper().is_some();
+    if let Err(failure) = announce(args, &mut server, &signals, &mut talk, pid_file.as_ref()) {
+        // Clients of a server before must not end with this start.
+        if is_kept && server.peers().len() > 0 {
+            server.hand_over();
+        }
+        return Err(failure);
     }
     let mut manager = Manager::connect();
     manager.ready(server.peers().len());
     let served = poll_events(&mut server, &signals, &mut talk, &mut manager);
-    if let Ok(End::HandOver) = served {
+    if is_kept && !matches!(served, Ok(End::ForGood)) {
+        // An error, too, ends the process and not the service.
         server.hand_over();
-        return Ok(ExitCode::SUCCESS);
+        return served.map(|_| ExitCode::SUCCESS);
     }
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
@@ -173,6 +169,30 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     }
     drop(pid_file);
     served.map(|_| ExitCode::SUCCESS)
+}
+
+/// Says to the caller that the server listens.
+fn announce(
+    args: &Args,
+    server: &mut Server,
+    signals: &SignalFd,
+    talk: &mut Talk,
+    pid_file: Option<&pidfile::PidFile>,
+) -> Result<(), Failure> {
+    server.wake_on(signals, 0)?;
+    if args.hint {
+        talk.out.line(hint::text(args, server).as_bytes());
+    }
+    if let Some(pid_file) = pid_file {
+        pid_file.write()?;
+    }
+    if args.detached {
+        detach::ready()?;
+    }
+    if args.supervised {
+        detach::release_output()?;
+    }
+    Ok(())
 }
 
 /// How the server ends.

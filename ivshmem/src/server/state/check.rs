@@ -8,10 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::uio::pread;
 
 use super::layout::{FORMAT, Layout, MAGIC, client, header, id};
 use super::{PartialWrite, State, Things, seals};
@@ -38,12 +40,15 @@ pub(in super::super) struct SavedClient {
     pub(in super::super) is_unknown: bool,
 }
 
-/// Whether a descriptor is a state file, of any format.
-pub(in super::super) fn is_state(file: &File) -> bool {
+/// Whether a regular file is a state file, of any format.
+pub(in super::super) fn is_state(file: BorrowedFd<'_>) -> io::Result<bool> {
     let mut magic = [0; 8];
-    file.metadata().is_ok_and(|meta| meta.is_file())
-        && file.read_exact_at(&mut magic, 0).is_ok()
-        && u64::from_ne_bytes(magic) == MAGIC
+    match pread(file, &mut magic, 0) {
+        Ok(length) => Ok(length == magic.len() && u64::from_ne_bytes(magic) == MAGIC),
+        // It cannot be read at all.
+        Err(Errno::EBADF | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 type Check<T> = Result<T, String>;

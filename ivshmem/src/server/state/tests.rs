@@ -42,7 +42,7 @@ fn problem_with(offset: usize, bytes: &[u8]) -> String {
 #[test]
 fn a_file_gives_back_what_was_stored() {
     let (state, roster) = state();
-    assert!(is_state(&File::from(copy_of(&state))));
+    assert!(is_state(state.as_fd()).expect("it can be read"));
     let (_, image) = State::open(copy_of(&state)).expect("it is right");
     assert_eq!(image.roster, roster.save());
     let client = &image.clients[1];
