@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::unistd::Pid;
+
 use super::skip::skip;
 
 /// A memory cgroup below that of this process. It is removed when this value is dropped; its processes must have
@@ -21,15 +23,22 @@ struct Files {
     limit: &'static str,
     usage: &'static str,
     peak: &'static str,
+    kills: &'static str,
 }
 
 const V1: Files = Files {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
     peak: "memory.max_usage_in_bytes",
+    kills: "memory.oom_control",
 };
 
-const V2: Files = Files { limit: "memory.max", usage: "memory.current", peak: "memory.peak" };
+const V2: Files = Files {
+    limit: "memory.max",
+    usage: "memory.current",
+    peak: "memory.peak",
+    kills: "memory.events",
+};
 
 impl Cgroup {
     /// Makes a cgroup with this limit. If the machine does not allow it, the test is recorded as skipped.
@@ -63,6 +72,18 @@ impl Cgroup {
         let procs = procs.to_str().expect("the path is UTF-8");
         let script = "echo $$ >\"$1\" && shift && exec \"$@\"";
         ["sh", "-c", script, "sh", procs].map(str::to_owned).into()
+    }
+
+    /// Moves a running process into the cgroup. What it has is not charged to the cgroup.
+    pub(crate) fn take(&self, process: Pid) {
+        fs::write(self.dir.join("cgroup.procs"), process.to_string()).expect("we are root");
+    }
+
+    /// Processes that the kernel has killed for want of memory.
+    pub(crate) fn killed(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.join(self.files.kills)).expect("it is there");
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.trim().parse().ok()).expect("Linux 4.13 or newer")
     }
 
     /// The memory that is charged now, in bytes.

@@ -34,13 +34,18 @@ impl Crowd {
         Self { socket, vectors, clients: Vec::new(), ended: Vec::new() }
     }
 
+    /// Connects a client.
+    pub(crate) fn connect(&mut self) {
+        // Between two servers the socket accepts connections too, up to its backlog.
+        if let Ok(stream) = UnixStream::connect(&self.socket) {
+            self.clients.push(CheckedClient::new(stream, self.vectors as usize, false));
+        }
+    }
+
     /// Lets some clients join, read and leave.
     pub(crate) fn step(&mut self, random: &mut u64) {
         if self.clients.len() < MOST && below(random, 3) == 0 {
-            // Between two servers the socket accepts connections too, up to its backlog.
-            if let Ok(stream) = UnixStream::connect(&self.socket) {
-                self.clients.push(CheckedClient::new(stream, self.vectors as usize, false));
-            }
+            self.connect();
         }
         if self.clients.len() > MOST / 3 && below(random, 20) == 0 {
             let index = below(random, self.clients.len() as u64) as usize;

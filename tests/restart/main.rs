@@ -9,6 +9,7 @@ mod activation;
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
+mod deaths;
 #[path = "../supervise/supervisor.rs"]
 #[allow(dead_code, reason = "the tests of the supervisor use the rest")]
 mod supervisor;
