@@ -33,7 +33,7 @@ use super::core::{Core, Turn};
 use super::in_flight::Room;
 use super::rate_limit::RateLimit;
 use super::roster::{Key, Message};
-use super::send::{RUN, Sender, Verdict};
+use super::send::{Partial, RUN, Sender, Verdict};
 use crate::protocol;
 
 /// Send calls in one visit of a round, at most.
@@ -264,8 +264,10 @@ impl Broadcast {
             let connection = clients.payload(index);
             let (socket, slot) = (connection.socket.as_fd(), connection.slot);
             let keeping = core.keeping.as_ref();
-            if let (Some(keeping), true) = (keeping, partial.is_some()) {
-                keeping.sending(slot, 1);
+            let record = keeping.map(|keeping| keeping.state.record_of(slot));
+            let mut is_sending = partial.is_some();
+            if let (Some(record), true) = (record, is_sending) {
+                record.sending(1);
             }
             let (count, verdict) = self.sender.send(socket, &mut partial, most, |run, most| {
                 clients.for_each_message(index, most, |message| {
@@ -276,13 +278,14 @@ impl Broadcast {
                     run.push(value.to_le_bytes(), descriptor);
                     true
                 });
-                if let (Some(keeping), false) = (keeping, run.is_empty()) {
-                    keeping.sending(slot, run.len());
+                if let (Some(record), false) = (record, run.is_empty()) {
+                    record.sending(run.len() as u32);
+                    is_sending = true;
                 }
             });
             core.clients.note_told(index, count);
-            if let Some(keeping) = &core.keeping {
-                keeping.sent(slot, &core.clients.progress(index), partial);
+            if let (Some(record), true) = (record, is_sending) {
+                record.sent(&core.clients.progress(index), partial.map(Partial::parts));
             }
             core.clients.payload_mut(index).unread.note_sent(count);
             sent += count;

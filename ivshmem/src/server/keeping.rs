@@ -21,8 +21,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::connection::{Clients, Connection};
 use super::rate_limit::RateLimit;
-use super::roster::{Key, Progress, SavedDeparture};
-use super::send::Partial;
+use super::roster::{Key, SavedDeparture};
 use super::state::{State, Things};
 use crate::keeper::{Keeper, MOST_IN_MESSAGE, OWN_LISTENER, PATIENCE};
 use crate::sys;
@@ -200,17 +199,6 @@ impl Keeping {
             self.jobs.push_back(Job::Remove { slot, count: kept });
             self.work(clients);
         }
-    }
-
-    /// Messages are about to be sent to a client.
-    #[inline]
-    pub(super) fn sending(&self, slot: u32, messages: usize) {
-        self.state.sending(slot, messages as u32);
-    }
-
-    #[inline]
-    pub(super) fn sent(&self, slot: u32, progress: &Progress, partial: Option<Partial>) {
-        self.state.sent(slot, progress, partial.map(Partial::parts));
     }
 
     /// Whether clients wait to be stored.

@@ -83,6 +83,27 @@ pub(super) struct State {
     fuel: std::sync::atomic::AtomicUsize,
 }
 
+/// The record of a client: what it was sent.
+#[derive(Clone, Copy)]
+pub(super) struct ClientRecord<'a> {
+    state: &'a State,
+    words: &'a Record,
+}
+
+impl ClientRecord<'_> {
+    /// Up to `messages` messages, at least one, are about to be sent to the client.
+    #[inline]
+    pub(super) fn sending(self, messages: u32) {
+        self.state.put(&self.words[client::PENDING / 8], pair(messages, 0));
+    }
+
+    /// The send has returned.
+    #[inline]
+    pub(super) fn sent(self, progress: &Progress, partial: Option<PartialWrite>) {
+        self.state.set_progress(self.words, progress, partial);
+    }
+}
+
 impl State {
     /// Makes a state file without clients.
     pub(super) fn create(
@@ -228,20 +249,10 @@ impl State {
         }
     }
 
-    /// Up to `messages` messages are about to be sent to the client of a record.
+    /// The record of a client that is sent messages.
     #[inline]
-    pub(super) fn sending(&self, slot: u32, messages: u32) {
-        self.put(&self.record(slot)[client::PENDING / 8], pair(messages, 0));
-    }
-
-    /// A send has returned.
-    #[inline]
-    pub(super) fn sent(&self, slot: u32, progress: &Progress, partial: Option<PartialWrite>) {
-        let record = self.record(slot);
-        let [pending, ..] = halves(record[client::PENDING / 8].load(Relaxed));
-        if pending != 0 {
-            self.set_progress(record, progress, partial);
-        }
+    pub(super) fn record_of(&self, slot: u32) -> ClientRecord<'_> {
+        ClientRecord { state: self, words: self.record(slot) }
     }
 
     /// Writes what the client was told. The last store says that it is right.
@@ -331,13 +342,6 @@ fn pair(first: u32, second: u32) -> u64 {
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
     bytes[4..].copy_from_slice(&second.to_ne_bytes());
     u64::from_ne_bytes(bytes)
-}
-
-/// The two numbers of a [`pair`].
-#[inline]
-fn halves(word: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
-    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 }
 
 /// Nobody can make the mapping invalid.

@@ -214,13 +214,15 @@ impl World {
         let mut count = 0;
         for message in self.roster.messages(at).take(limit) {
             if count == 0 {
-                self.state.sending(slot, behind.min(limit as u64) as u32);
+                self.state.record_of(slot).sending(behind.min(limit as u64) as u32);
             }
             client.hear(message, self.vectors, &self.model.owners);
             count += 1;
         }
         self.roster.note_told(at, count);
-        self.state.sent(slot, &self.roster.progress(at), None);
+        if count > 0 {
+            self.state.record_of(slot).sent(&self.roster.progress(at), None);
+        }
         assert_eq!(self.roster.behind(at), behind - count as u64, "{count} messages later");
         count
     }
