@@ -168,34 +168,36 @@ fn median(mut of: Vec<f64>) -> f64 {
     of[of.len() / 2]
 }
 
-/// The CPU time of `count` joins one by one, in turns without and with a keeper.
-fn cpu(name: &str, count: usize, vectors: usize, rounds: usize) {
-    // The joins 3 to count + 2; each sends 3 messages, and its vectors twice for each peer and once for itself.
-    let messages: usize = (2..count + 2).map(|peers| 3 + (2 * peers + 1) * vectors).sum();
+/// The CPU time of a join in µs, when clients join one by one, without and with a keeper: the medians of rounds in
+/// turns. A join sends 3 messages, and its vectors twice for each peer and once for itself.
+fn joins(count: usize, vectors: usize, rounds: usize) -> [f64; 2] {
     let mut each = [Vec::new(), Vec::new()];
-    let mut ratios = Vec::new();
     for round in 0..rounds {
-        let mut figures = [0.0; 2];
         for turn in 0..2 {
             let keeper = (turn + round) % 2;
             let mut service = Service::start(keeper == 1, vectors);
             service.join(2);
             let before = service.cpu();
             service.join(count);
-            figures[keeper] = (service.cpu() - before) as f64;
-        }
-        ratios.push(figures[1] / figures[0]);
-        for keeper in 0..2 {
-            each[keeper].push(figures[keeper] / messages as f64);
+            each[keeper].push((service.cpu() - before) as f64 / 1000.0 / count as f64);
         }
     }
-    let [without, with] = each.map(median);
-    let join = |message: f64| message * messages as f64 / count as f64 / 1000.0;
+    each.map(median)
+}
+
+/// Prints what a keeper costs at a join, where few messages are sent, and for each message: what remains of `count`
+/// joins without that.
+fn cpu(count: usize, few: usize, vectors: usize, rounds: usize) {
+    let [without, with] = joins(few, vectors, rounds);
+    let price = with - without;
+    println!("{few} x {vectors}\t{without:.1}\t{with:.1}\t{price:.1}\t\t\t");
+    let messages: usize = (2..count + 2).map(|peers| 3 + (2 * peers + 1) * vectors).sum();
+    let [without, with] = joins(count, vectors, rounds);
+    let message = |join: f64| join * 1000.0 * count as f64 / messages as f64;
+    let (plain, kept) = (message(without), message(with - price));
     println!(
-        "{name}\t{count} x {vectors}\t{without:.0}\t{with:.0}\t{:.1}\t{:.1}\t{:.3}",
-        join(without),
-        join(with),
-        median(ratios)
+        "{count} x {vectors}\t{without:.1}\t{with:.1}\t\t{plain:.0}\t{kept:.0}\t{:.3}",
+        kept / plain
     );
 }
 
@@ -222,11 +224,12 @@ fn main() {
     if sizes.is_empty() {
         sizes = if full { vec![2, 1000, 9000] } else { vec![2] };
     }
-    println!("case\tclients x vectors\tns/msg without\twith\tµs/join without\twith\tratio");
-    let rounds = if full { 7 } else { 1 };
-    cpu("few clients", if full { 8 } else { 2 }, 1, rounds);
-    cpu("joins", if full { 200 } else { 3 }, 1, rounds);
-    cpu("joins", if full { 40 } else { 3 }, 64, rounds);
+    println!(
+        "clients x vectors\tµs/join without\twith\tprice of a join, µs\tns/msg without\twith\tratio"
+    );
+    let rounds = if full { 15 } else { 1 };
+    cpu(if full { 300 } else { 3 }, 8, 1, rounds);
+    cpu(if full { 60 } else { 3 }, 8, 64, rounds);
     println!("clients\tSIGKILL to complete, ms\tlongest\tstate file, KiB\tsupervisor's RSS, KiB");
     for size in sizes {
         restarts(size, if full { 9 } else { 1 });

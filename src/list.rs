@@ -144,17 +144,17 @@ impl List {
         self.nodes.get(id).map(|node| node.peer.as_ptr())
     }
 
-    /// What points to the node with this id; NULL without an id.
+    /// The address of the node with this id; NULL without an id.
     fn address(&self, id: Option<u16>) -> *mut IvshmemServerPeer {
         id.and_then(|id| self.find(id)).unwrap_or(ptr::null_mut())
     }
 
-    /// The link of the node with this id; the head's without an id.
+    /// The link of the node with this id. Without an id, the link in the head.
     fn link(&self, id: Option<u16>, head: *mut IvshmemServerLink) -> *mut IvshmemServerLink {
         id.and_then(|id| self.nodes.get(id)).map_or(head, Node::link)
     }
 
-    /// Adds a peer at the end; its socket.
+    /// Adds a peer at the end. Returns the number of its socket.
     ///
     /// # Safety
     /// `server` is valid for writes, and it is the one whose list this is.
@@ -179,7 +179,7 @@ impl List {
         socket
     }
 
-    /// Removes a peer from the list and frees its node; the socket that it had.
+    /// Removes a peer from the list and frees its node. Returns the number of its socket.
     ///
     /// # Safety
     /// As for `push`.
@@ -199,7 +199,7 @@ impl List {
         Some(gone.socket)
     }
 
-    /// Records what comes after a node, or without a node which is the first.
+    /// Records which node comes after this one. Without an id, records the first node.
     fn set_after(&mut self, id: Option<u16>, after: Option<u16>) {
         let Some(id) = id else {
             self.first = after;
@@ -210,7 +210,7 @@ impl List {
         }
     }
 
-    /// Records what comes before a node, or without a node which is the last.
+    /// Records which node comes before this one. Without an id, records the last node.
     fn set_before(&mut self, id: Option<u16>, before: Option<u16>) {
         let Some(id) = id else {
             self.last = before;
@@ -226,8 +226,8 @@ impl List {
     /// # Safety
     /// `server` is valid for reads; what is there may be anything.
     pub(super) unsafe fn is_headed_by(&self, server: *mut IvshmemServer) -> bool {
-        // SAFETY: the caller vouches for the structure. Volatile, as its bytes may be left
-        // over from something else, and nothing may be concluded but what they are.
+        // SAFETY: the caller vouches for the structure. The read is volatile because the memory
+        // may hold other data, about which the compiler must assume nothing.
         let (head, is) = unsafe {
             let head = head_of(server);
             (head, head.read_volatile())

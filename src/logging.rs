@@ -52,7 +52,7 @@ impl Log for Queue {
         }
         let text = record.args().to_string().replace('\0', "\u{fffd}");
         let Ok(text) = CString::new(text) else { return };
-        // A thread that is about to end has no list any more.
+        // A thread that is ending has no list any more.
         let _ = PENDING.try_with(|pending| {
             pending.borrow_mut().push_back((severity(record.level()), text));
         });
@@ -82,13 +82,13 @@ fn filter(severity: c_int) -> LevelFilter {
     }
 }
 
-/// Sets the function, or none. Once it returns, the function before is not called any more.
-/// Returns false, and does nothing, where that function itself calls it.
+/// Sets the function, or removes it. After the return the previous function is not called any more.
+/// If that function itself calls this one, it returns false and does nothing.
 pub(super) fn set(function: Option<Function>, opaque: *mut c_void, most: c_int) -> bool {
     if DELIVERING.get() {
         return false;
     }
-    // It fails from the second time on; the logger is there then.
+    // From the second call on this fails, because the logger is set already.
     let _ = log::set_logger(&Queue);
     let mut target = TARGET.write().unwrap_or_else(PoisonError::into_inner);
     *target = function.map(|function| Target { function, opaque });
@@ -113,7 +113,7 @@ pub(super) fn deliver() {
     while let Some((severity, text)) = line {
         if let Some(Target { function, opaque }) = *target {
             // SAFETY: the caller of ivshmem_server_set_log() vouches for the function and for
-            // `opaque` until they are replaced, which waits for the lock. The text lives on.
+            // `opaque` until they are replaced, which waits for the lock. `text` is valid during the call.
             unsafe { function(severity, text.as_ptr(), opaque) };
         }
         line = next();

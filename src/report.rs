@@ -54,9 +54,10 @@ pub(super) fn last_error() -> *const c_char {
     text.ok().flatten().unwrap_or(c"".as_ptr())
 }
 
-/// Every function returns through this one: the result of `body`, or else `failed`, with `errno` and the
-/// text of the last error set. A panic is a failure (`EIO`): it must not unwind into C. Log
-/// lines that the call made are given to the caller's function here, where nothing is locked.
+/// Each C function returns the value of this call: the result of `body`. If `body` fails, that is
+/// `failed`, and `errno` and the text of the last error are set. A panic is a failure (`EIO`),
+/// because it must not unwind into C. The log lines of the call go to the caller's function here,
+/// where no lock is held.
 pub(super) fn answer<T>(failed: T, body: impl FnOnce() -> Result<T, Failure>) -> T {
     let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         let text = "the library has a bug: it panicked in this call; see stderr";

@@ -25,7 +25,7 @@ pub(super) struct State {
     /// The server's descriptor and the clients', as far as they fit. The listening socket
     /// comes and goes by itself.
     watched: FdSet,
-    /// Of the lines about refused clients. A client can try to connect as often as it likes.
+    /// Rate limits of the lines about refused clients: a client can connect as often as it likes.
     refusals: HashMap<Discriminant<Refusal>, RateLimit>,
 }
 
@@ -132,8 +132,8 @@ impl State {
     /// # Safety
     /// `server` is valid for reads; what is there may be anything.
     pub(super) unsafe fn is_shown_by(&self, server: *mut IvshmemServer) -> bool {
-        // SAFETY: the caller vouches for the structure. Volatile, as its bytes may be left
-        // over from something else, and nothing may be concluded but what they are.
+        // SAFETY: the caller vouches for the structure. The read is volatile because the memory
+        // may hold other data, about which the compiler must assume nothing.
         unsafe {
             (&raw const (*server).sock_fd).read_volatile() == self.server.listener().as_raw_fd()
                 && (&raw const (*server).shm_fd).read_volatile() == self.server.memory().as_raw_fd()

@@ -85,7 +85,7 @@ fn a_removed_name_does_not_come_back_and_the_others_do() {
     assert_eq!((child.stored, child.checked.as_str()), (27, "27"));
 }
 
-/// A client can pass a descriptor whose close waits. Whoever closes the connection last would wait.
+/// A client can pass a descriptor whose close waits. The process that closes the connection last would wait.
 #[test]
 fn a_connection_whose_close_would_wait_does_not_delay_the_supervisor() {
     let (mut supervisor, mut child) = Supervisor::with_child();

@@ -292,7 +292,7 @@ fn an_error_that_nobody_can_read_is_still_exit_code_1() {
     assert_eq!(status.code(), Some(1), "{status}");
 }
 
-/// Whoever counts its descriptors as soon as it listens counts right.
+/// A test may count the descriptors of a server as soon as it listens.
 #[test]
 fn a_server_that_listens_has_all_its_descriptors() {
     for way in [Way::Named, Way::Directory, Way::Sealed, Way::Leftover] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Who may attach: the users and groups of `--allow-uid` and `--allow-gid`.
+//! Checks which clients may attach: the users and groups of `--allow-uid` and `--allow-gid`.
 
 #![forbid(unsafe_code)]
 
