@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -14,6 +15,7 @@ use crate::common::peer::Peer;
 use crate::common::systemd::Systemd;
 use crate::common::vm::Vm;
 use crate::common::{PATIENCE, text_of, wait_for};
+use crate::crowd::{Crowd, below};
 use crate::vms::{check_after, check_before};
 
 const UNIT: &str = "ivshmem";
@@ -30,10 +32,10 @@ impl Service {
         let dir = Systemd::directory();
         let path = dir.path().display();
         let unit = format!(
-            "[Service]\nType=notify\nNotifyAccess=main\nExecStart={path}/ivshmem-server -F {options} --memfd -n 2 \
+            "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=notify\nNotifyAccess=main\nExecStart={path}/ivshmem-server -F {options} --memfd -n 2 \
              -S /run/ivshmem/socket\nExecReload=kill -HUP $MAINPID\nKillMode=mixed\nFileDescriptorStoreMax=2000\n\
              RuntimeDirectory=ivshmem\nRuntimeDirectoryPreserve=restart\nRestart=always\nRestartSec=10ms\n\
-             LimitNOFILE=10000\nLimitCORE=0\nStartLimitIntervalSec=0\nEnvironment=RUST_LOG=info\n\
+             LimitNOFILE=10000\nLimitCORE=0\nEnvironment=RUST_LOG=info\n\
              StandardError=append:{path}/log\n"
         );
         fs::write(dir.path().join("ivshmem.service"), unit).expect("the directory is ours");
@@ -106,6 +108,46 @@ fn check_service(options: &str) {
     service.systemd.must(&["start", UNIT]);
     let peer = Peer::join(&socket, 2);
     assert!(peer.others().is_empty(), "{:?}: {}", peer.others(), service.log());
+}
+
+/// Kills the service again and again, while clients join, stall and leave.
+#[track_caller]
+fn check_kills(options: &str) {
+    const VECTORS: u32 = 2;
+    let Some(service) = Service::start(options) else { return };
+    let mut crowd = Crowd::new(service.socket(), VECTORS);
+    let mut random = u64::from(std::process::id());
+    println!("seed {random}");
+    for _ in 0..30 {
+        let end = Instant::now() + Duration::from_millis(20 + below(&mut random, 200));
+        while Instant::now() < end {
+            crowd.step(&mut random);
+        }
+        let before = service.systemd.property(UNIT, "MainPID");
+        service.systemd.must(&["kill", "--signal=KILL", UNIT]);
+        wait_for("a new main process", || {
+            crowd.step(&mut random);
+            let now = service.systemd.property(UNIT, "MainPID");
+            (now != before && now != "0").then_some(())
+        });
+    }
+    crowd.settle();
+    let log = service.log();
+    for id in crowd.ended.iter().flatten() {
+        assert!(log.contains(&format!("peer {id} is ended at the restart")), "{id}: {log}");
+    }
+    println!("{} of the clients were ended", crowd.ended.len());
+    assert!(log.matches("resumed with").count() >= 30, "{log}");
+}
+
+#[test]
+fn clients_of_a_service_that_is_killed_thirty_times_see_no_gap_and_no_message_twice() {
+    check_kills("");
+}
+
+#[test]
+fn clients_of_a_service_with_a_supervisor_that_is_killed_thirty_times_see_no_gap() {
+    check_kills("--supervise");
 }
 
 #[test]
