@@ -11,7 +11,7 @@
 //! killed leaves the file, and the next server uses it.
 //!
 //! The length of the file is a note for the next holder. It takes no room on a full file system:
-//! see [`LockFile::note`].
+//! see [`LockFile::note`]. A hugetlbfs has lengths in pages only, so there it has a larger unit.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +34,14 @@ pub(crate) const PREFIX: &str = ".ivshmem-lock.";
 const NAME_MAX: usize = 255;
 
 /// Lengths up to this one are a note; a file that is longer is no lock of ours.
-pub(crate) const MAX_NOTE: u64 = 64;
+const MAX_NOTE: u64 = 64;
+
+/// The unit of notes on a hugetlbfs, where lengths are multiples of the page size. No page is
+/// larger.
+const HUGE_UNIT: u64 = 16 << 30;
+
+/// No lock file is longer.
+pub(crate) const MAX_NOTE_LENGTH: u64 = MAX_NOTE * HUGE_UNIT;
 
 /// Why a lock cannot be had.
 #[derive(Debug)]
@@ -138,14 +145,17 @@ impl LockFile {
 
     /// What a holder before noted, and did not take back: it was killed. 0 is nothing.
     pub(crate) fn noted(&self) -> u64 {
-        self.entry.length
+        note_of(self.entry.length).unwrap_or(0)
     }
 
     /// Leaves a number up to [`MAX_NOTE`] for the next holder.
     pub(crate) fn note(&self, number: u64) -> io::Result<()> {
-        match &self.lock {
-            Some(lock) => lock.set_len(number),
-            None => Ok(()),
+        let Some(lock) = &self.lock else { return Ok(()) };
+        match lock.set_len(number) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                lock.set_len(number * HUGE_UNIT)
+            }
+            result => result,
         }
     }
 
@@ -175,8 +185,14 @@ fn check(entry: &Entry) -> Result<(), Failure> {
         && entry.is_own()
         && entry.mode & 0o077 == 0
         && !entry.is_linked
-        && entry.length <= MAX_NOTE;
+        && note_of(entry.length).is_some();
     if ours { Ok(()) } else { Err(Failure::Foreign(*entry)) }
+}
+
+/// The note that a file of this length is.
+fn note_of(length: u64) -> Option<u64> {
+    let note = if length % HUGE_UNIT == 0 { length / HUGE_UNIT } else { length };
+    (note <= MAX_NOTE).then_some(note)
 }
 
 #[cfg(test)]
@@ -191,6 +207,22 @@ mod tests {
         let locks: BTreeSet<_> = names.iter().map(|name| LockFile::name_for(name)).collect();
         assert_eq!(locks.len(), names.len());
         assert!(locks.iter().all(|lock| lock.len() <= NAME_MAX), "{locks:?}");
+    }
+
+    #[test]
+    fn a_note_has_one_of_two_units() {
+        for (length, note) in [
+            (0, Some(0)),
+            (1, Some(1)),
+            (64, Some(64)),
+            (65, None),
+            (16 << 30, Some(1)),
+            (23 * (16 << 30), Some(23)),
+            ((16 << 30) + 1, None),
+            (65 * (16 << 30), None),
+        ] {
+            assert_eq!(note_of(length), note, "{length}");
+        }
     }
 
     #[test]
