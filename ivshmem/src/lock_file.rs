@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
@@ -159,6 +159,21 @@ impl LockFile {
         }
     }
 
+    /// Leaves a mark beside the note, as the file's time of modification, which takes no room
+    /// either.
+    pub(crate) fn mark(&self, mark: u32) -> io::Result<()> {
+        match &self.lock {
+            Some(lock) => lock.set_modified(time_of(mark)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a holder before left this mark with its note.
+    pub(crate) fn is_marked(&self, mark: u32) -> bool {
+        let modified = |lock: &File| lock.metadata()?.modified();
+        self.lock.as_ref().is_some_and(|lock| modified(lock).is_ok_and(|at| at == time_of(mark)))
+    }
+
     /// Removes the file and releases the lock.
     pub(crate) fn release(&mut self, directory: &Directory) {
         let Some(lock) = self.lock.take() else { return };
@@ -187,6 +202,11 @@ fn check(entry: &Entry) -> Result<(), Failure> {
         && !entry.is_linked
         && note_of(entry.length).is_some();
     if ours { Ok(()) } else { Err(Failure::Foreign(*entry)) }
+}
+
+/// The time of a mark, in whole seconds of the past, as every file system has them.
+fn time_of(mark: u32) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(mark >> 2))
 }
 
 /// The note that a file of this length is.
@@ -234,10 +254,12 @@ mod tests {
         let mut first = acquire().expect("nobody has it");
         assert!(matches!(acquire(), Err(Failure::Held)));
         first.note(17).expect("it can be changed");
+        first.mark(7 << 2).expect("it can be changed");
         // As if it was killed.
         drop(first.lock.take());
         let mut second = acquire().expect("nobody has it");
         assert_eq!(second.noted(), 17);
+        assert!(second.is_marked(7 << 2) && !second.is_marked(8 << 2));
         second.release(&directory);
         assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0);
         assert_eq!(acquire().expect("nobody has it").noted(), 0);

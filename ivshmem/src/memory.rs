@@ -19,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::directory::Entry;
+use crate::error::{Chain, ErrorKind};
 
 mod device;
 mod error;
@@ -266,7 +267,13 @@ impl Memory {
             // Its pages are where they are.
             let nodes = &Nodes::default();
             let request = Request { size, rule: Rule::AsBefore, served: Some(size), nodes };
-            size::reserve(kind.object(), &label, &request)?;
+            match size::reserve(kind.object(), &label, &request) {
+                // A client has punched holes. All others can go on, so the server does.
+                Err(error) if error.kind() == ErrorKind::NoRoom => {
+                    log::warn!("{}; the server goes on without a reservation", Chain(&error));
+                }
+                result => drop(result?),
+            }
         }
         kind.reserved(size)?;
         Ok(Self { kind, size, id_locks: IdLocks::default() })

@@ -41,6 +41,11 @@ impl HugePages {
         wait_up_to(PATIENCE, are_free).map(|()| this)
     }
 
+    /// Gives back those that are free now.
+    pub(crate) fn give_back(&self) {
+        fs::write(Self::NUMBER, self.before.to_string()).expect("it was written before");
+    }
+
     /// The number of pages that are there.
     pub(crate) fn total(&self) -> u64 {
         Self::now()

@@ -6,7 +6,7 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::stat::Mode;
@@ -16,6 +16,7 @@ use super::{alone, assert_content, command, refused, serve, sigkill, text};
 use crate::common::daemon::program;
 use crate::common::peer::Peer;
 use crate::common::program::{Place, Process, memory_of, run, size_of};
+use crate::common::skip::skip;
 use crate::common::target::is_root;
 
 /// A file of the user's with this content.
@@ -271,6 +272,38 @@ fn growth_by_a_client_is_cut_off_at_the_end_and_after_a_kill() {
     }
     assert_eq!(fs::read(&path).expect("it is kept"), [7; 4096]);
     place.assert_holds_only(&["memory"]);
+}
+
+#[test]
+fn a_larger_file_that_replaces_one_of_a_killed_server_is_not_cut_back() {
+    let _alone = alone();
+    let place = Place::new();
+    let path = file(&place, &[7; 4096]);
+    let args = ["--shm-file", text(&path)];
+    sigkill(serve(&place, &args));
+    fs::rename(&path, place.path("before")).expect("it is ours");
+    file(&place, &[8; 8192]);
+    run(&mut command(&place, &[&args[..], &["-l", "4K"]].concat())).assert_refused(&["shrink"]);
+    let server = serve(&place, &args);
+    assert_content(&Peer::join(&place.socket(), 1), 0, &[8; 8192]);
+    server.stop();
+    assert_eq!(fs::read(&path).expect("it is kept"), [8; 8192]);
+}
+
+#[test]
+fn a_file_that_cannot_be_mapped_is_refused() {
+    if !is_root("own a file of the kernel") {
+        return;
+    }
+    let _alone = alone();
+    let place = Place::new();
+    let path = "/sys/kernel/mm/transparent_hugepage/enabled";
+    if !Path::new(path).exists() {
+        return skip(
+            "the kernel has no transparent huge pages, whose file of 4,096 bytes this needs",
+        );
+    }
+    refused(&place, &["--shm-file", path], &[path]);
 }
 
 #[test]

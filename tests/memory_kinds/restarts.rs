@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::{Signal, kill};
 
 use super::supervisor::{Supervisor, servers};
@@ -130,6 +131,37 @@ fn memory_of_huge_pages_survives_its_server() {
     huge::check(&["--shm-file", text(&file), "-l", &size], false);
     huge::check_growth(&["--shm-file", text(&file), "-l", &size]);
     assert_eq!(fs::read_dir(mount.path()).expect("it is mounted").count(), 1);
+}
+
+#[test]
+fn a_client_that_gives_huge_pages_back_does_not_keep_the_server_from_going_on() {
+    let _alone = alone();
+    let Some(pages) = HugePages::reserve(2) else {
+        return skip("the kernel has no 2 huge pages for us (/proc/sys/vm/nr_hugepages)");
+    };
+    let free = HugePages::number("free_hugepages");
+    let option = format!("{}M", HugePages::size() >> 20);
+    let size = (2 * HugePages::size()).to_string();
+    let mut supervisor = Supervisor::start_with(Place::new(), |command| {
+        command.args(["--hugetlb", &option, "-l", &size]);
+    });
+    let socket = supervisor.place.socket();
+    let server = supervisor.server_other_than(None);
+    let old = Peer::join(&socket, 1);
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let length = HugePages::size() as i64;
+    fallocate(old.memory(), flags, 0, length).expect("no seal prevents it");
+    // Somebody else takes the page.
+    pages.give_back();
+    assert_eq!(HugePages::number("free_hugepages"), free - 2);
+    wait_for("the server waits for events", || is_asleep(server).then_some(()));
+    kill(server, Signal::SIGKILL).expect("it runs");
+    let new = Peer::join(&socket, 1);
+    assert_eq!((new.id(), identity(&new)), (1, identity(&old)));
+    supervisor.signal(Signal::SIGINT);
+    let ended = supervisor.end();
+    let text = "needs 1 huge pages";
+    assert!(ended.stderr.contains(text) && ended.stderr.contains("goes on"), "{ended:?}");
 }
 
 /// Locks on all ids are no reason to replace a user's file, or to refuse to start.

@@ -24,7 +24,7 @@ use std::path::Path;
 use nix::unistd::geteuid;
 
 use super::lock::Lock;
-use super::named::{Place, type_of};
+use super::named::{Place, check_mapping, type_of};
 use super::{Error, Kind, Options, Used, find_used};
 use crate::directory::{Directory, Entry, Pinned};
 
@@ -145,6 +145,10 @@ impl Kind for Device {
 
     fn fixed_size(&self) -> Option<u64> {
         Some(self.size)
+    }
+
+    fn reserved(&mut self, size: u64) -> Result<(), Error> {
+        check_mapping(&self.object, size).map_err(Error::system(&self.label, "map"))
     }
 
     fn is_named(&self) -> bool {

@@ -87,6 +87,16 @@ impl Lock {
         self.file.note(number)
     }
 
+    /// Says that the note is about this object.
+    pub(super) fn mark(&self, object: &Entry) -> io::Result<()> {
+        self.file.mark(mark_of(object))
+    }
+
+    /// Whether the note was about this object, and not about another one that had its name.
+    pub(super) fn is_about(&self, object: &Entry) -> bool {
+        self.file.is_marked(mark_of(object))
+    }
+
     /// Removes the lock file and releases the lock. `directory` is that of the object.
     pub(super) fn release(&mut self, directory: &Directory) {
         self.file.release(self.elsewhere.as_ref().unwrap_or(directory));
@@ -96,6 +106,13 @@ impl Lock {
     pub(super) fn release_and_keep(&mut self) {
         self.file.release_and_keep();
     }
+}
+
+/// The upper bits of a product with a large odd number depend on all bits (Fibonacci hashing).
+fn mark_of(object: &Entry) -> u32 {
+    let (device, inode) = object.identity();
+    let mix = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mix(mix(device).rotate_left(32) ^ inode) >> 32) as u32
 }
 
 fn is_forbidden(error: &io::Error) -> bool {

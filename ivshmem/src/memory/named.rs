@@ -9,7 +9,8 @@
 //! served, rounded up. If the object is larger at the next start, a client has made it larger. The
 //! server then truncates it to the requested size, unless that is below the size that was served.
 //! Without the note, an object that is larger than requested is refused: it may have been made
-//! with that size on purpose. A server that ends in order, and keeps the object, truncates it
+//! with that size on purpose. A file may also have been replaced by a larger one, so the note about
+//! a file says which one it is. A server that ends in order, and keeps the object, truncates it
 //! to the size that was served.
 //!
 //! # Clients of a server that was killed
@@ -28,6 +29,7 @@
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -38,6 +40,7 @@ use super::lock::Lock;
 use super::{DEFAULT_SIZE, Error, Kind, Options, Used, find_used};
 use crate::directory::{Directory, Entry};
 use crate::lock_file::MAX_NOTE_LENGTH;
+use crate::sys::Mapping;
 
 /// Write permission for others than the owner.
 const OTHERS_WRITE: u32 = 0o022;
@@ -73,6 +76,8 @@ pub(super) struct Named {
     entry: Entry,
     label: String,
     settings: Settings,
+    /// The size with which a server that was killed served this object.
+    served: Option<u64>,
     used: Option<Used>,
     /// Whether a start that fails removes the object.
     is_new: bool,
@@ -134,6 +139,9 @@ impl Named {
                 // A new object has no clients.
                 let used = if is_new { None } else { find_used(&object, &label) };
                 let stage = Stage::Starting;
+                // A file may have been replaced since, so the note must be about this one.
+                let is_noted = !settings.is_file || lock.is_about(&entry);
+                let served = if is_noted { size_of(lock.noted()) } else { None };
                 Ok(Self {
                     place,
                     lock,
@@ -141,6 +149,7 @@ impl Named {
                     entry,
                     label,
                     settings,
+                    served,
                     used,
                     is_new,
                     stage,
@@ -212,6 +221,17 @@ fn find_or_make(
     }
 }
 
+/// The size that a note is about.
+fn size_of(note: u64) -> Option<u64> {
+    1u64.checked_shl(u32::try_from(note.checked_sub(1)?).ok()?)
+}
+
+/// Whether clients can map the object. Some file systems have files that cannot be mapped.
+pub(super) fn check_mapping(object: &File, size: u64) -> io::Result<()> {
+    let size = usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    Mapping::new(object.as_fd(), size).map(drop)
+}
+
 fn check(entry: &Entry, label: &str, settings: Settings) -> Result<(), Error> {
     if !entry.is_type(libc::S_IFREG) {
         let (memory, found) = (label.to_owned(), type_of(entry));
@@ -264,15 +284,14 @@ impl Kind for Named {
     }
 
     fn served(&self) -> Option<u64> {
-        let logarithm = u32::try_from(self.lock.noted().checked_sub(1)?).ok()?;
-        1u64.checked_shl(logarithm)
+        self.served
     }
 
     fn usual_size(&self) -> Result<Option<u64>, Error> {
         if !self.settings.is_file || self.entry.length == 0 {
             return Ok(Some(DEFAULT_SIZE));
         }
-        let size = match self.served() {
+        let size = match self.served {
             // A client has made it larger.
             Some(served) if served < self.entry.length => served,
             _ => self.entry.length,
@@ -285,6 +304,10 @@ impl Kind for Named {
 
     fn reserved(&mut self, size: u64) -> Result<(), Error> {
         self.size = size;
+        let failed = |action| Error::system::<io::Error>(&self.label, action);
+        if self.settings.is_file {
+            check_mapping(&self.object, size).map_err(failed("map"))?;
+        }
         // Beyond this limit the kernel would not only refuse, but kill.
         let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
         if limit < MAX_NOTE_LENGTH {
@@ -292,7 +315,11 @@ impl Kind for Named {
         }
         let logarithm = size.checked_next_power_of_two().map_or(63, u64::ilog2);
         let note = u64::from(logarithm) + 1;
-        self.lock.note(note).map_err(Error::system(&self.label, "note the size of"))
+        self.lock.note(note).map_err(failed("note the size of"))?;
+        if self.settings.is_file {
+            self.lock.mark(&self.entry).map_err(failed("note the size of"))?;
+        }
+        Ok(())
     }
 
     /// From now on the name is removed at the end, even if another program made the object. The
