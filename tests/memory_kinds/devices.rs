@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{alone, assert_content, refused, serve, text};
@@ -97,6 +98,19 @@ fn a_character_device_without_memory_is_refused() {
     for path in ["/dev/zero", "/dev/null", "/dev/tty"] {
         refused(&place, &["--shm-file", path], &[path, "character device", "DAX"]);
     }
+}
+
+#[test]
+fn no_file_is_made_in_place_of_a_device_that_is_not_there() {
+    let _alone = alone();
+    let place = Place::new();
+    let path = format!("/dev/{}", place.name);
+    refused(&place, &["--shm-file", &path], &[&path, "no such device"]);
+    assert!(!Path::new(&path).exists());
+    let shared = format!("/dev/shm/{}", place.name);
+    serve(&place, &["--shm-file", &shared, "-l", "64K"]).stop();
+    fs::remove_file(shared).expect("it is kept");
+    place.assert_holds_only(&[]);
 }
 
 /// QEMU takes the size from fstat(2).

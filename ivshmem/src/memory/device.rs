@@ -66,10 +66,6 @@ impl Device {
         };
         let object = File::options().read(true).write(true).open(pinned.path());
         let object = object.map_err(failed("open"))?;
-        log::warn!(
-            "shared memory {label} is a device: QEMU cannot attach, as it takes the size from \
-             fstat(2), which gives 0 for a device"
-        );
         let used = find_used(&object, &label);
         Ok(Self { object, label, size, claim, used })
     }
@@ -148,7 +144,13 @@ impl Kind for Device {
     }
 
     fn reserved(&mut self, size: u64) -> Result<(), Error> {
-        check_mapping(&self.object, size).map_err(Error::system(&self.label, "map"))
+        check_mapping(&self.object, size).map_err(Error::system(&self.label, "map"))?;
+        log::warn!(
+            "shared memory {} is a device: QEMU cannot attach, as it takes the size from \
+             fstat(2), which gives 0 for a device",
+            self.label
+        );
+        Ok(())
     }
 
     fn is_named(&self) -> bool {

@@ -11,7 +11,9 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::device::Device;
@@ -35,8 +37,21 @@ pub(super) fn open(given: PathBuf, options: &Options) -> Result<Box<dyn Kind>, E
         Some(entry) if entry.is_type(libc::S_IFBLK) || entry.is_type(libc::S_IFCHR) => {
             Ok(Box::new(Device::open(&place, options)?))
         }
+        None if is_in_dev(&place.path) => {
+            let text = "there is no such device, and no file is made in /dev";
+            Err(Error::system(&label, "find")(io::Error::new(io::ErrorKind::NotFound, text)))
+        }
         _ => Ok(Box::new(Named::open_file(place, options, DEFAULT_MODE)?)),
     }
+}
+
+/// Whether a directory is in /dev, but not in another file system there such as /dev/shm. A file
+/// that is made there instead of a device would not last, and would take the machine's memory.
+fn is_in_dev(directory: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).ok().map(|meta| meta.dev());
+    let directory = if directory == Path::new("") { Path::new(".") } else { directory };
+    let dev = device(Path::new("/dev"));
+    dev.is_some() && device(directory) == dev && device(Path::new("/")) != dev
 }
 
 /// Follows symbolic links that can be trusted.
@@ -55,7 +70,7 @@ fn find(given: PathBuf) -> Result<Place, Error> {
             return Err(Error::Link { memory: label, owner: link.owner });
         }
         // By its path, which no other user can make lead elsewhere.
-        path = parent.join(std::fs::read_link(&path).map_err(failed)?);
+        path = parent.join(fs::read_link(&path).map_err(failed)?);
     }
     Err(failed(io::Error::from_raw_os_error(libc::ELOOP)))
 }
