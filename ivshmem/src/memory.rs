@@ -264,7 +264,7 @@ impl Memory {
         let meta = kind.object().metadata().map_err(Error::system(&label, "look at"))?;
         // A device has its size.
         if meta.is_file() {
-            // Its pages are where they are.
+            // The server before has allocated the pages.
             let nodes = &Nodes::default();
             let request = Request { size, rule: Rule::AsBefore, served: Some(size), nodes };
             match size::reserve(kind.object(), &label, &request) {

@@ -41,9 +41,10 @@ impl HugePages {
         wait_up_to(PATIENCE, are_free).map(|()| this)
     }
 
-    /// Gives back those that are free now.
-    pub(crate) fn give_back(&self) {
-        fs::write(Self::NUMBER, self.before.to_string()).expect("it was written before");
+    /// Takes away all that are free, until this is dropped.
+    pub(crate) fn take_free(&self) {
+        fs::write(Self::NUMBER, "0").expect("it was written before");
+        assert_eq!(Self::number("free_hugepages"), 0);
     }
 
     /// The number of pages that are there.

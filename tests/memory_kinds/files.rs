@@ -18,6 +18,7 @@ use crate::common::peer::Peer;
 use crate::common::program::{Place, Process, memory_of, run, size_of};
 use crate::common::skip::skip;
 use crate::common::target::is_root;
+use crate::common::wait_for;
 
 /// A file of the user's with this content.
 fn file(place: &Place, content: &[u8]) -> PathBuf {
@@ -211,6 +212,29 @@ fn one_server_serves_a_file_at_a_time() {
     refused(&other, &["--shm-file", text(&link)], &[text(&link), "in use by another server"]);
     server.stop();
     serve(&other, &["--shm-file", text(&path)]).stop();
+    place.assert_holds_only(&["memory"]);
+}
+
+#[test]
+fn of_twenty_servers_that_start_at_once_one_serves_a_file() {
+    let _alone = alone();
+    let place = Place::new();
+    let path = place.path("memory");
+    let places: Vec<Place> = (0..20).map(|_| Place::new()).collect();
+    let args = ["--shm-file", text(&path), "-l", "64K"];
+    let start = |place| Process::spawn(&mut command(place, &args));
+    let mut servers: Vec<Process> = places.iter().map(start).collect();
+    wait_for("all but one have ended", || {
+        (servers.iter_mut().filter_map(|server| server.is_running().then_some(())).count() == 1)
+            .then_some(())
+    });
+    for mut server in servers {
+        if server.is_running() {
+            server.stop();
+        } else {
+            server.end().assert_refused(&[text(&path), "in use by another server"]);
+        }
+    }
     place.assert_holds_only(&["memory"]);
 }
 

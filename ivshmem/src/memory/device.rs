@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Memory on a device: a block device, or a DAX device (persistent or reserved memory). It has
-//! the size that it has, and all of its room; the server changes neither.
+//! Memory on a device: a block device, or a DAX device (persistent or reserved memory). The server
+//! does not change its size, and has nothing to reserve.
 //!
 //! # Exactly one live server serves it
 //! A block device is claimed (`O_EXCL`), as file systems do. So one that is mounted is refused
@@ -26,7 +26,7 @@ use nix::unistd::geteuid;
 use super::lock::Lock;
 use super::named::{Place, check_mapping, type_of};
 use super::{Error, Kind, Options, Used, find_used};
-use crate::directory::{Directory, Entry, Pinned};
+use crate::directory::{Entry, Pinned};
 
 /// A group may write a device by the administrator's will.
 const USUAL_MODE: u32 = 0o660;
@@ -35,7 +35,7 @@ const USUAL_MODE: u32 = 0o660;
 #[derive(Debug)]
 enum Claim {
     Block { _claim: File },
-    Dax { lock: Lock, directory: Directory },
+    Dax(Lock),
 }
 
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Device {
         check(&pinned.entry, &label, options)?;
         let (claim, size) = match dax {
             None => claim_block(&pinned, &label)?,
-            Some(dax) => claim_dax(&dax, place, &label)?,
+            Some(dax) => claim_dax(&dax, place)?,
         };
         let object = File::options().read(true).write(true).open(pinned.path());
         let object = object.map_err(failed("open"))?;
@@ -101,7 +101,7 @@ struct Dax {
     size: u64,
 }
 
-/// Which DAX device it is. Other character devices are refused before they are opened.
+/// Finds out which DAX device it is. Other character devices are refused before they are opened.
 fn dax_of(pinned: &Pinned, label: &str) -> Result<Dax, Error> {
     let not_memory =
         || Error::NotMemory { memory: label.to_owned(), found: type_of(&pinned.entry) };
@@ -118,12 +118,10 @@ fn dax_of(pinned: &Pinned, label: &str) -> Result<Dax, Error> {
     Ok(Dax { numbers, size })
 }
 
-fn claim_dax(dax: &Dax, place: &Place, label: &str) -> Result<(Claim, u64), Error> {
+fn claim_dax(dax: &Dax, place: &Place) -> Result<(Claim, u64), Error> {
     let (major, minor) = dax.numbers;
     let lock = Lock::by_number(&format!("dax-{major}-{minor}"), &place.given)?;
-    // The lock has a directory of its own.
-    let directory = Directory::open(Path::new("/dev")).map_err(Error::system(label, "find"))?;
-    Ok((Claim::Dax { lock, directory: directory.park() }, dax.size))
+    Ok((Claim::Dax(lock), dax.size))
 }
 
 impl Kind for Device {
@@ -164,8 +162,8 @@ impl Kind for Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if let Claim::Dax { lock, directory } = &mut self.claim {
-            lock.release(directory);
+        if let Claim::Dax(lock) = &mut self.claim {
+            lock.release(None);
         }
     }
 }

@@ -208,7 +208,7 @@ pub enum Error {
         /// The nodes that exist, as ranges.
         nodes: String,
     },
-    /// The memory of a device is where it is.
+    /// The memory of a device cannot be allocated elsewhere.
     #[error("shared memory {memory} is a device, which cannot be bound to NUMA nodes")]
     Unmovable {
         /// Which memory.

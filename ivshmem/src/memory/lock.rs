@@ -97,9 +97,13 @@ impl Lock {
         self.file.is_marked(mark_of(object))
     }
 
-    /// Removes the lock file and releases the lock. `directory` is that of the object.
-    pub(super) fn release(&mut self, directory: &Directory) {
-        self.file.release(self.elsewhere.as_ref().unwrap_or(directory));
+    /// Removes the lock file and releases the lock. `directory` is that of the object, for a lock
+    /// [beside](Self::beside) it.
+    pub(super) fn release(&mut self, directory: Option<&Directory>) {
+        match self.elsewhere.as_ref().or(directory) {
+            Some(directory) => self.file.release(directory),
+            None => self.file.release_and_keep(),
+        }
     }
 
     /// Releases the lock, and leaves the file with its note.

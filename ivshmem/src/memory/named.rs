@@ -394,7 +394,7 @@ impl Drop for Named {
             self.cut_back();
         }
         if removes_name || self.stage == Stage::Serving {
-            self.lock.release(directory);
+            self.lock.release(Some(directory));
         } else {
             give_up(directory, &mut self.lock);
         }
@@ -404,7 +404,7 @@ impl Drop for Named {
 /// Gives up the lock. A start that failed keeps the note of the server before it for the next one.
 fn give_up(directory: &Directory, lock: &mut Lock) {
     if lock.noted() == 0 {
-        lock.release(directory);
+        lock.release(Some(directory));
     } else {
         lock.release_and_keep();
     }
