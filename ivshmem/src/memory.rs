@@ -193,6 +193,20 @@ fn find_used(object: &File, label: &str) -> Option<Used> {
         .ok()
 }
 
+/// Puts an object that clients have in place of the one that was found by its name, if both are the
+/// same: clients have that description, and so the locks of their ids.
+fn take_place(mut named: Box<dyn Kind>, object: File) -> Result<Box<dyn Kind>, Error> {
+    let label = named.label();
+    let failed = || Error::system::<io::Error>(&label, "look at");
+    let found = Entry::of(named.object()).map_err(failed())?;
+    if found.is(&Entry::of(&object).map_err(failed())?) {
+        named.replace_object(object);
+        return Ok(named);
+    }
+    log::warn!("shared memory {label} is not the memory that clients have; the name is left alone");
+    Ok(Box::new(given::Given::new(object.into())))
+}
+
 /// The memory that is served. Dropping it removes a POSIX name that is ours.
 #[derive(Debug)]
 pub(crate) struct Memory {
@@ -236,28 +250,21 @@ impl Memory {
         size: u64,
     ) -> Result<Self, Error> {
         let object = File::from(object);
-        let named: Option<Box<dyn Kind>> = match source {
-            MemorySource::Posix(name) => Some(Box::new(posix::open(name, options)?)),
-            MemorySource::File(path) => Some(file::open(path, options)?),
+        let named: Option<Result<Box<dyn Kind>, Error>> = match source {
+            MemorySource::Posix(name) => {
+                Some(posix::open(name, options).map(|named| Box::new(named) as _))
+            }
+            MemorySource::File(path) => Some(file::open(path, options)),
             _ => None,
         };
         let mut kind: Box<dyn Kind> = match named {
             None => Box::new(given::Given::new(object.into())),
-            Some(mut named) => {
-                let label = named.label();
-                let failed = || Error::system::<io::Error>(&label, "look at");
-                let found = Entry::of(named.object()).map_err(failed())?;
-                if found.is(&Entry::of(&object).map_err(failed())?) {
-                    // Clients have the description that came back, and so the locks of their ids.
-                    named.replace_object(object);
-                    named
-                } else {
-                    log::warn!(
-                        "shared memory {label} is not the memory that clients have; the name is \
-                         left alone"
-                    );
-                    Box::new(given::Given::new(object.into()))
-                }
+            Some(Ok(named)) => take_place(named, object)?,
+            Some(Err(error)) if error.kind() == ErrorKind::InUse => return Err(error),
+            // The name was removed, or is another user's now. That is no reason to end clients.
+            Some(Err(error)) => {
+                log::warn!("{}; clients go on with the memory that they have", Chain(&error));
+                Box::new(given::Given::new(object.into()))
             }
         };
         let label = kind.label();

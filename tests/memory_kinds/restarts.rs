@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::{Signal, kill};
@@ -99,6 +100,44 @@ fn usual_memory_survives_its_server() {
     check_without_keeper(&["-M", name, "--keep"]);
     check_without_keeper(&["--shm-file", text(&file)]);
     check_without_keeper(&["--shm-file", text(&file), "--numa-node", "0"]);
+}
+
+/// It was removed, replaced, or has become another user's thing.
+#[test]
+fn clients_go_on_with_a_file_that_the_next_server_does_not_find() {
+    let _alone = alone();
+    let place = Place::new();
+    let (directory, file) = (place.path("directory"), place.path("directory/memory"));
+    fs::create_dir(&directory).expect("the place is ours");
+    for (change, text_of_log) in [
+        ("chmod 666 memory", "has mode 0666"),
+        ("rm memory", "is not the memory that clients have"),
+        ("mv memory before; echo precious > memory; chmod 600 memory", "the name is left alone"),
+        ("rm memory; mkfifo memory", "is a FIFO"),
+        ("rm -r ../directory", "No such file"),
+    ] {
+        let mut supervisor = Supervisor::start_with(Place::new(), |command| {
+            command.args(["--shm-file", text(&file), "-l", "64K"]);
+        });
+        let socket = supervisor.place.socket();
+        let server = supervisor.server_other_than(None);
+        let old = Peer::join(&socket, 1);
+        let mut shell = Command::new("sh");
+        let changed = shell.args(["-ec", change]).current_dir(&directory).status();
+        assert!(changed.expect("a shell").success());
+        wait_for("the server waits for events", || is_asleep(server).then_some(()));
+        kill(server, Signal::SIGKILL).expect("it runs");
+        let new = Peer::join(&socket, 1);
+        assert_eq!((new.id(), identity(&new)), (1, identity(&old)), "{change}");
+        supervisor.signal(Signal::SIGINT);
+        let ended = supervisor.end();
+        assert!(ended.stderr.contains(text_of_log), "{change}: {ended:?}");
+        if change.contains("precious") {
+            assert_eq!(fs::read(&file).expect("it is kept"), b"precious\n");
+        }
+        let _ = fs::remove_file(&file);
+        let _ = fs::remove_file(directory.join("before"));
+    }
 }
 
 #[test]
