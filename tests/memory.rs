@@ -22,6 +22,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{linkat, mkfifo};
 
+use common::huge_pages::HugePages;
 use common::peer::Peer;
 use common::program::{Place, Process, in_own_mounts, memory_of, run, size_of};
 use common::skip::skip;
@@ -424,41 +425,12 @@ fn memory_that_is_sealed_takes_no_further_seal_and_is_not_executable() {
     server.stop();
 }
 
-/// Huge pages that the host was asked for, given back when dropped.
-struct HugePages {
-    before: u64,
-}
-
-impl HugePages {
-    const NUMBER: &str = "/proc/sys/vm/nr_hugepages";
-
-    fn now() -> u64 {
-        let text = fs::read_to_string(Self::NUMBER).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
-    }
-
-    fn reserve(pages: u64) -> Option<Self> {
-        let this = Self { before: Self::now() };
-        fs::write(Self::NUMBER, (this.before + pages).to_string()).ok()?;
-        (Self::now() >= this.before + pages).then_some(this)
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        let _ = fs::write(Self::NUMBER, self.before.to_string());
-    }
-}
-
 #[test]
 fn memory_on_a_hugetlbfs_has_whole_pages() {
     let Some(_pages) = HugePages::reserve(4) else {
         return skip("the kernel has no 4 huge pages for us (/proc/sys/vm/nr_hugepages)");
     };
-    let text = fs::read_to_string("/proc/meminfo").expect("Linux with /proc");
-    let line = text.lines().find_map(|line| line.strip_prefix("Hugepagesize:")).expect("a size");
-    let page: u64 = line.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes") << 10;
-
+    let page = HugePages::size();
     let place = Place::new();
     let dir = place.path("memory");
     fs::create_dir(&dir).expect("a directory");

@@ -85,7 +85,7 @@ pub(crate) fn number(bytes: &[u8]) -> usize {
         argument.push(OsString::from_vec(text.clone()));
         args::parse(["ivshmem-server".into(), argument]).ok()
     };
-    let size = option("--size=").map(|args| u128::from(args.size));
+    let size = option("--size=").and_then(|args| args.size.map(u128::from));
     let vectors = option("--vectors=").map(|args| args.vectors);
     let text = String::from_utf8_lossy(&text);
     match (size, expected_size(&text)) {

@@ -112,8 +112,10 @@ impl Entry {
         self.owner == geteuid().as_raw()
     }
 
-    /// Root, and the user of this process, can do here what they like anyway.
-    fn is_trusted(&self) -> bool {
+    /// Whether it belongs to root or to the user of this process, who can do here what they like
+    /// anyway.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
         self.owner == 0 || self.is_own()
     }
 

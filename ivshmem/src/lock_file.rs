@@ -11,7 +11,7 @@
 //! killed leaves the file, and the next server uses it.
 //!
 //! The length of the file is a note for the next holder. It takes no room on a full file system:
-//! see [`LockFile::note`].
+//! see [`LockFile::note`]. A hugetlbfs has lengths in pages only, so there it has a larger unit.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
@@ -34,7 +34,14 @@ pub(crate) const PREFIX: &str = ".ivshmem-lock.";
 const NAME_MAX: usize = 255;
 
 /// Lengths up to this one are a note; a file that is longer is no lock of ours.
-pub(crate) const MAX_NOTE: u64 = 64;
+const MAX_NOTE: u64 = 64;
+
+/// The unit of notes on a hugetlbfs, where lengths are multiples of the page size. No page is
+/// larger.
+const HUGE_UNIT: u64 = 16 << 30;
+
+/// No lock file is longer.
+pub(crate) const MAX_NOTE_LENGTH: u64 = MAX_NOTE * HUGE_UNIT;
 
 /// Why a lock cannot be had.
 #[derive(Debug)]
@@ -138,15 +145,33 @@ impl LockFile {
 
     /// What a holder before noted, and did not take back: it was killed. 0 is nothing.
     pub(crate) fn noted(&self) -> u64 {
-        self.entry.length
+        note_of(self.entry.length).unwrap_or(0)
     }
 
     /// Leaves a number up to [`MAX_NOTE`] for the next holder.
     pub(crate) fn note(&self, number: u64) -> io::Result<()> {
+        let Some(lock) = &self.lock else { return Ok(()) };
+        match lock.set_len(number) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                lock.set_len(number * HUGE_UNIT)
+            }
+            result => result,
+        }
+    }
+
+    /// Leaves a mark beside the note, as the file's time of modification, which takes no room
+    /// either.
+    pub(crate) fn mark(&self, mark: u32) -> io::Result<()> {
         match &self.lock {
-            Some(lock) => lock.set_len(number),
+            Some(lock) => lock.set_modified(time_of(mark)),
             None => Ok(()),
         }
+    }
+
+    /// Whether a holder before left this mark with its note.
+    pub(crate) fn is_marked(&self, mark: u32) -> bool {
+        let modified = |lock: &File| lock.metadata()?.modified();
+        self.lock.as_ref().is_some_and(|lock| modified(lock).is_ok_and(|at| at == time_of(mark)))
     }
 
     /// Removes the file and releases the lock.
@@ -175,8 +200,19 @@ fn check(entry: &Entry) -> Result<(), Failure> {
         && entry.is_own()
         && entry.mode & 0o077 == 0
         && !entry.is_linked
-        && entry.length <= MAX_NOTE;
+        && note_of(entry.length).is_some();
     if ours { Ok(()) } else { Err(Failure::Foreign(*entry)) }
+}
+
+/// The time of a mark, in whole seconds of the past, as every file system has them.
+fn time_of(mark: u32) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(mark >> 2))
+}
+
+/// The note that a file of this length is.
+fn note_of(length: u64) -> Option<u64> {
+    let note = if length % HUGE_UNIT == 0 { length / HUGE_UNIT } else { length };
+    (note <= MAX_NOTE).then_some(note)
 }
 
 #[cfg(test)]
@@ -194,6 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn a_note_has_one_of_two_units() {
+        for (length, note) in [
+            (0, Some(0)),
+            (1, Some(1)),
+            (64, Some(64)),
+            (65, None),
+            (16 << 30, Some(1)),
+            (23 * (16 << 30), Some(23)),
+            ((16 << 30) + 1, None),
+            (65 * (16 << 30), None),
+        ] {
+            assert_eq!(note_of(length), note, "{length}");
+        }
+    }
+
+    #[test]
     fn one_holder_at_a_time_has_it_and_its_note_stays_until_it_is_released() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let directory = Directory::open(dir.path()).expect("it is there");
@@ -202,10 +254,12 @@ mod tests {
         let mut first = acquire().expect("nobody has it");
         assert!(matches!(acquire(), Err(Failure::Held)));
         first.note(17).expect("it can be changed");
+        first.mark(7 << 2).expect("it can be changed");
         // As if it was killed.
         drop(first.lock.take());
         let mut second = acquire().expect("nobody has it");
         assert_eq!(second.noted(), 17);
+        assert!(second.is_marked(7 << 2) && !second.is_marked(8 << 2));
         second.release(&directory);
         assert_eq!(std::fs::read_dir(dir.path()).expect("it is there").count(), 0);
         assert_eq!(acquire().expect("nobody has it").noted(), 0);

@@ -13,13 +13,23 @@
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use crate::directory::Entry;
+use crate::error::{Chain, ErrorKind};
+
+mod device;
 mod error;
+mod file;
 mod given;
+mod huge;
 mod id_locks;
+mod lock;
+mod named;
+mod numa;
 mod posix;
 mod sealed;
 mod size;
@@ -27,9 +37,11 @@ mod unnamed;
 
 pub use error::Error;
 use id_locks::{IdLocks, Used};
+pub(crate) use numa::Nodes;
+use size::{Request, Rule};
 
-/// The mode of a new POSIX shared memory object, which the reference uses too.
-pub(crate) const DEFAULT_MODE: u32 = 0o700;
+/// The size of new memory if none is asked for: 4 MiB.
+const DEFAULT_SIZE: u64 = 4 << 20;
 
 /// Where the shared memory comes from.
 ///
@@ -47,7 +59,8 @@ pub(crate) const DEFAULT_MODE: u32 = 0o700;
 #[non_exhaustive]
 pub enum MemorySource {
     /// The POSIX shared memory object of this name (`shm_open(3)`), made with mode 0700 if it
-    /// does not exist, and removed when the server is closed. The name need not be UTF-8.
+    /// does not exist, and removed when the server is closed, unless
+    /// [`keep_memory`](crate::Builder::keep_memory) says otherwise. The name need not be UTF-8.
     ///
     /// An existing object is served only if the server's effective user owns it, and if its mode
     /// lets no other users write than the mode of a new object would. If clients of a server that
@@ -56,8 +69,19 @@ pub enum MemorySource {
     /// A file without a name in this directory, which may be a hugetlbfs.
     Directory(PathBuf),
     /// An anonymous memfd, sealed: no client can shrink it under the others, as it can with
-    /// every other kind.
+    /// every other kind but devices. It may have [huge pages](crate::Builder::huge_pages).
     Sealed,
+    /// The file or the device at this path, which is never removed. What is there keeps its
+    /// content; if nothing is there, a file is made with mode 0600.
+    ///
+    /// Without a [size](crate::Builder::size), the memory has that of the object. A file that is
+    /// smaller than the size asked for grows; one that is larger is refused. The file must belong
+    /// to the server's effective user and have no second name; its mode must let no other users
+    /// write than that of a new file would.
+    ///
+    /// A device is a block device or a DAX device. It keeps its size. QEMU cannot attach to a
+    /// device, since it takes the size from `fstat(2)`.
+    File(PathBuf),
     /// An object that the caller has, with its content. Its size must be a power of two, or
     /// smaller than the one asked for.
     Descriptor(OwnedFd),
@@ -76,16 +100,56 @@ impl MemorySource {
     }
 }
 
+/// What is asked of the memory, whatever its kind.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// In bytes.
+    pub(crate) size: Option<u64>,
+    /// The size is not rounded up.
+    pub(crate) is_exact: bool,
+    /// The mode of a new POSIX object or file.
+    pub(crate) mode: Option<u32>,
+    /// The size of huge pages that it must have.
+    pub(crate) huge_page: Option<u64>,
+    /// The nodes on which it is allocated.
+    pub(crate) nodes: Nodes,
+    /// It is not removed at the end.
+    pub(crate) keeps: bool,
+}
+
+impl Options {
+    /// The server itself must be able to open the object again.
+    fn check_mode(&self) -> Result<(), Error> {
+        match self.mode {
+            Some(mode) if mode & !0o177 != 0o600 => Err(Error::Mode { mode }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// One kind of memory: what it does at each step.
 trait Kind: Debug + Send + Sync {
     /// The object that clients get.
     fn object(&self) -> &File;
+
+    /// Clients get another open file description of the same object.
+    fn replace_object(&mut self, _object: File) {}
 
     /// How errors and the log name it.
     fn label(&self) -> String;
 
     /// The size with which a server that did not end in order served this object last, in bytes.
     fn served(&self) -> Option<u64> {
+        None
+    }
+
+    /// The size if none is asked for. None is to take the object as it is.
+    fn usual_size(&self) -> Result<Option<u64>, Error> {
+        Ok(Some(DEFAULT_SIZE))
+    }
+
+    /// The size that the object always has.
+    fn fixed_size(&self) -> Option<u64> {
         None
     }
 
@@ -97,8 +161,8 @@ trait Kind: Debug + Send + Sync {
     /// The server serves it from now on.
     fn finish(&mut self) {}
 
-    /// Its name stays when this is dropped.
-    fn keep(&mut self) {}
+    /// The next server goes on with it.
+    fn hand_over(&mut self) {}
 
     /// Whether another server can find it, so that it must be able to tell which ids are used.
     fn is_named(&self) -> bool {
@@ -110,10 +174,37 @@ trait Kind: Debug + Send + Sync {
         None
     }
 
+    /// Whether a new object may take the place of the one that was found.
+    fn is_renewable(&self) -> bool {
+        false
+    }
+
     /// Makes a new object in place of the one that was found, which keeps its clients.
     fn renew(&mut self) -> Result<(), Error> {
         Ok(())
     }
+}
+
+fn find_used(object: &File, label: &str) -> Option<Used> {
+    Used::find(object)
+        .map_err(|error| {
+            log::warn!("cannot tell whether clients still use shared memory {label}: {error}");
+        })
+        .ok()
+}
+
+/// Puts an object that clients have in place of the one that was found by its name, if both are the
+/// same: clients have that description, and so the locks of their ids.
+fn take_place(mut named: Box<dyn Kind>, object: File) -> Result<Box<dyn Kind>, Error> {
+    let label = named.label();
+    let failed = || Error::system::<io::Error>(&label, "look at");
+    let found = Entry::of(named.object()).map_err(failed())?;
+    if found.is(&Entry::of(&object).map_err(failed())?) {
+        named.replace_object(object);
+        return Ok(named);
+    }
+    log::warn!("shared memory {label} is not the memory that clients have; the name is left alone");
+    Ok(Box::new(given::Given::new(object.into())))
 }
 
 /// The memory that is served. Dropping it removes a POSIX name that is ours.
@@ -125,15 +216,28 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Opens, or makes, the memory, without changing its size yet. `mode` is that of a new POSIX
-    /// object; without it, it is what the umask leaves of [`DEFAULT_MODE`].
-    pub(crate) fn open(source: MemorySource, mode: Option<u32>) -> Result<Self, Error> {
+    /// Opens, or makes, the memory, without changing its size yet.
+    pub(crate) fn open(source: MemorySource, options: &Options) -> Result<Self, Error> {
+        options.nodes.check()?;
+        if let Some(page) = options.huge_page {
+            huge::check_size(page)?;
+        }
         let kind: Box<dyn Kind> = match source {
-            MemorySource::Posix(name) => Box::new(posix::Posix::open(name, mode)?),
+            MemorySource::Posix(name) => Box::new(posix::open(name, options)?),
             MemorySource::Directory(directory) => Box::new(unnamed::Unnamed::open(directory)?),
-            MemorySource::Sealed => Box::new(sealed::Sealed::open()?),
+            MemorySource::Sealed => Box::new(sealed::Sealed::open(options.huge_page)?),
+            MemorySource::File(path) => file::open(path, options)?,
             MemorySource::Descriptor(fd) => Box::new(given::Given::new(fd)),
         };
+        if options.keeps && !kind.is_named() {
+            return Err(Error::Nameless { memory: kind.label() });
+        }
+        if kind.fixed_size().is_some() && !options.nodes.is_empty() {
+            return Err(Error::Unmovable { memory: kind.label() });
+        }
+        if let Some(page) = options.huge_page {
+            huge::check_pages(kind.object(), &kind.label(), page)?;
+        }
         Ok(Self { kind, size: 0, id_locks: IdLocks::default() })
     }
 
@@ -141,43 +245,80 @@ impl Memory {
     /// in case it has a name.
     pub(crate) fn resume(
         source: MemorySource,
-        mode: Option<u32>,
+        options: &Options,
         object: OwnedFd,
         size: u64,
     ) -> Result<Self, Error> {
         let object = File::from(object);
-        let mut kind: Box<dyn Kind> = match source {
+        let named: Option<Result<Box<dyn Kind>, Error>> = match source {
             MemorySource::Posix(name) => {
-                let named = posix::Posix::open(name, mode)?;
-                if named.is(&object).map_err(Error::system(&named.label(), "look at"))? {
-                    // Clients have the description that came back, and so the locks of their ids.
-                    Box::new(named.with_object(object))
-                } else {
-                    log::warn!(
-                        "shared memory {} is not the memory that clients have; the name is left \
-                         alone",
-                        named.label()
-                    );
-                    Box::new(given::Given::new(object.into()))
-                }
+                Some(posix::open(name, options).map(|named| Box::new(named) as _))
             }
-            _ => Box::new(given::Given::new(object.into())),
+            MemorySource::File(path) => Some(file::open(path, options)),
+            _ => None,
         };
-        let size = size::reserve(kind.object(), &kind.label(), Some(size), Some(size))?;
+        let mut kind: Box<dyn Kind> = match named {
+            None => Box::new(given::Given::new(object.into())),
+            Some(Ok(named)) => take_place(named, object)?,
+            Some(Err(error)) if error.kind() == ErrorKind::InUse => return Err(error),
+            // The name was removed, or is another user's now. That is no reason to end clients.
+            Some(Err(error)) => {
+                log::warn!("{}; clients go on with the memory that they have", Chain(&error));
+                Box::new(given::Given::new(object.into()))
+            }
+        };
+        let label = kind.label();
+        let meta = kind.object().metadata().map_err(Error::system(&label, "look at"))?;
+        // A device has its size.
+        if meta.is_file() {
+            // The server before has allocated the pages.
+            let nodes = &Nodes::default();
+            let request = Request { size, rule: Rule::AsBefore, served: Some(size), nodes };
+            match size::reserve(kind.object(), &label, &request) {
+                // A client has punched holes. All others can go on, so the server does.
+                Err(error) if error.kind() == ErrorKind::NoRoom => {
+                    log::warn!("{}; the server goes on without a reservation", Chain(&error));
+                }
+                result => drop(result?),
+            }
+        }
         kind.reserved(size)?;
         Ok(Self { kind, size, id_locks: IdLocks::default() })
     }
 
-    /// Its name stays when this is dropped.
-    pub(crate) fn keep(&mut self) {
-        self.kind.keep();
+    /// The next server goes on with it: its name stays when this is dropped.
+    pub(crate) fn hand_over(&mut self) {
+        self.kind.hand_over();
     }
 
-    /// Gives the memory its size, in bytes, and all of its room. Without a size, the object's
-    /// own is taken as it is.
-    pub(crate) fn reserve(&mut self, size: Option<u64>) -> Result<(), Error> {
+    /// Gives the memory its size and all of its room.
+    pub(crate) fn reserve(&mut self, options: &Options) -> Result<(), Error> {
         let kind = &mut self.kind;
-        self.size = size::reserve(kind.object(), &kind.label(), size, kind.served())?;
+        let (label, is_exact) = (kind.label(), options.is_exact);
+        let size = match options.size {
+            None => kind.usual_size()?,
+            size => size,
+        };
+        self.size = match (kind.fixed_size(), size) {
+            (Some(has), _) => size::check_fixed(&label, has, options.size, is_exact)?,
+            (None, None) => {
+                let size = size::take(kind.object(), &label, is_exact)?;
+                options.nodes.bind(kind.object(), &label, size)?;
+                size
+            }
+            (None, Some(size)) => {
+                let rule = if is_exact { Rule::Exact } else { Rule::RoundUp };
+                let request = Request { size, rule, served: kind.served(), nodes: &options.nodes };
+                size::reserve(kind.object(), &label, &request)?
+            }
+        };
+        if !self.size.is_power_of_two() {
+            log::warn!(
+                "shared memory {label} has {} bytes, which is no power of two: a QEMU that attaches \
+                 with ivshmem-doorbell, a PCI device, aborts; ivshmem-flat can use it",
+                self.size
+            );
+        }
         kind.reserved(self.size)
     }
 
@@ -187,7 +328,8 @@ impl Memory {
     ///
     /// If all ids may be used, a new object takes the name. To refuse to start would let a client
     /// that locks all ids prevent each restart, and to give ids that clients have would let two
-    /// machines overwrite each other's content.
+    /// machines overwrite each other's content. A user's file or device cannot be replaced, so
+    /// there ids are given again: any client can bring that about anyway, by removing locks.
     pub(crate) fn unused_ids(&mut self, first: u16, space: u32) -> Result<(u16, u32), Error> {
         let Some(used) = self.kind.take_used() else { return Ok((first, space)) };
         let label = self.kind.label();
@@ -200,7 +342,14 @@ impl Memory {
         if used.is_empty() {
             return Ok((first, space));
         }
-        let Some((first, space)) = used.choose(first, space) else {
+        let Some((chosen, ids)) = used.choose(first, space) else {
+            if !self.kind.is_renewable() {
+                log::warn!(
+                    "clients of a server that ended may still use shared memory {label}, and all \
+                     ids may be theirs; new clients may get their ids"
+                );
+                return Ok((first, space));
+            }
             log::warn!(
                 "clients of a server that ended may still use shared memory {label}, and all ids \
                  may be theirs; a new object takes its name, so new clients share nothing with them"
@@ -210,9 +359,9 @@ impl Memory {
         };
         log::warn!(
             "clients of a server that ended may still use shared memory {label}; they and new \
-             clients do not learn of each other; ids go on at {first}"
+             clients do not learn of each other; ids go on at {chosen}"
         );
-        Ok((first, space))
+        Ok((chosen, ids))
     }
 
     /// An id is about to be sent. `connected` are the ids of all clients.
@@ -235,7 +384,7 @@ impl Memory {
     }
 
     /// Device and inode.
-    pub(crate) fn identity(&self) -> std::io::Result<(u64, u64)> {
+    pub(crate) fn identity(&self) -> io::Result<(u64, u64)> {
         let meta = self.kind.object().metadata()?;
         Ok((meta.dev(), meta.ino()))
     }

@@ -381,7 +381,7 @@ impl Drop for Server {
         let crashes = std::thread::panicking() && self.core.keeping.is_some();
         if self.hands_over || crashes {
             self.admission.hand_over(&mut self.core);
-            self.memory.keep();
+            self.memory.hand_over();
             self.core.close_all(true);
             return;
         }

@@ -8,6 +8,7 @@
 mod eventfd;
 mod inherited;
 mod mapping;
+mod numa;
 mod receive;
 mod send;
 mod socket;
@@ -15,6 +16,7 @@ mod socket;
 pub(crate) use eventfd::take_count;
 pub(crate) use inherited::{socket_cookie, take_inherited};
 pub(crate) use mapping::Mapping;
+pub(crate) use numa::{MAX_NODES, PolicyBefore, bind_to_nodes, read_in};
 pub(crate) use receive::{RECEIVE_FDS, Received, peek, receive};
 pub(crate) use send::{Run, SendBuffer};
 pub(crate) use socket::{peer_groups, refuse_descriptors, unread_bytes};

@@ -26,8 +26,17 @@ pub enum Error {
     /// Another server serves this shared memory.
     #[error("shared memory {name:?} is in use by another server; stop it or choose another name")]
     InUse {
-        /// The name of the POSIX shared memory object.
+        /// The name of the POSIX shared memory object, or the path of the file.
         name: OsString,
+    },
+    /// The block device is in use.
+    #[error(
+        "shared memory {memory} is in use: it is mounted, or part of another device, or another \
+         server serves it"
+    )]
+    Busy {
+        /// Which memory.
+        memory: String,
     },
     /// The name cannot be one of a POSIX shared memory object.
     #[error(
@@ -38,7 +47,7 @@ pub enum Error {
         /// The name as given.
         name: OsString,
     },
-    /// The mode for a POSIX shared memory object cannot be used.
+    /// The mode for shared memory cannot be used.
     #[error(
         "mode {mode:o} is not possible for shared memory; it must be 600 to 777 in octal and let its owner read and write"
     )]
@@ -60,6 +69,19 @@ pub enum Error {
         /// The size asked for, rounded up, in bytes.
         wanted: u64,
     },
+    /// The device has another size than was asked for, and keeps it.
+    #[error(
+        "shared memory {memory} has {has} bytes, and a device keeps its size; {wanted} bytes are \
+         not possible; ask for {has}, or for no size"
+    )]
+    FixedSize {
+        /// Which memory.
+        memory: String,
+        /// Its size, in bytes.
+        has: u64,
+        /// The size asked for, rounded up unless it is exact, in bytes.
+        wanted: u64,
+    },
     /// No memory can have this size.
     #[error(
         "shared memory size {size} is not possible; it must be 1 to {MAX_SIZE} bytes and is \
@@ -69,10 +91,21 @@ pub enum Error {
         /// The size asked for, in bytes.
         size: u64,
     },
-    /// The object given has a size that QEMU cannot use for a PCI BAR.
+    /// No memory can have exactly this size.
+    #[error(
+        "shared memory of exactly {size} bytes is not possible; it must be a multiple of the page \
+         size, {page} bytes"
+    )]
+    Inexact {
+        /// The size asked for, in bytes.
+        size: u64,
+        /// The page size, in bytes.
+        page: u64,
+    },
+    /// The object has a size that QEMU cannot use for a PCI BAR.
     #[error(
         "shared memory {memory} has {size} bytes; its size must be a power of two, as it \
-         becomes a PCI BAR"
+         becomes a PCI BAR, unless an exact size is asked for"
     )]
     NotPowerOfTwo {
         /// Which memory.
@@ -86,6 +119,98 @@ pub enum Error {
          name"
     )]
     NotAFile {
+        /// Which memory.
+        memory: String,
+    },
+    /// What the path leads to is no memory.
+    #[error(
+        "shared memory {memory} is {found}; it must be a regular file, a block device or a DAX \
+         device"
+    )]
+    NotMemory {
+        /// Which memory.
+        memory: String,
+        /// What it is.
+        found: &'static str,
+    },
+    /// Another user could make the path lead elsewhere.
+    #[error(
+        "shared memory {memory} is a symbolic link of user id {owner}, which another user could \
+         change; give the path that it leads to"
+    )]
+    Link {
+        /// Which memory.
+        memory: String,
+        /// The user who owns the link.
+        owner: u32,
+    },
+    /// The file has another name too, by which another server or user may reach it.
+    #[error(
+        "shared memory {memory} has a second name (a hard link); remove one of them, or make a copy"
+    )]
+    Linked {
+        /// Which memory.
+        memory: String,
+    },
+    /// The memory would have to stay at the end, and has no name.
+    #[error(
+        "shared memory {memory} has no name by which it could be kept; use a POSIX object or a file"
+    )]
+    Nameless {
+        /// Which memory.
+        memory: String,
+    },
+    /// The kernel has no huge pages of this size.
+    #[error("huge pages of {page} are not possible; the kernel has the sizes {known}")]
+    NoHugePages {
+        /// The size asked for.
+        page: String,
+        /// The sizes that exist.
+        known: String,
+    },
+    /// The memory has other pages than were asked for.
+    #[error(
+        "shared memory {memory} must have huge pages of {page}, but has {has}; use sealed memory, \
+         or a hugetlbfs that is mounted with pagesize={page}"
+    )]
+    OtherPages {
+        /// Which memory.
+        memory: String,
+        /// The pages that it has.
+        has: String,
+        /// The size asked for.
+        page: String,
+    },
+    /// There are not enough free huge pages.
+    #[error(
+        "shared memory {memory} of {wanted} bytes does not fit: it needs {needed} huge pages of \
+         {page}, and {free} are free; ask for less, or run: {remedy}"
+    )]
+    FewHugePages {
+        /// Which memory.
+        memory: String,
+        /// The size asked for, rounded up, in bytes.
+        wanted: u64,
+        /// How many pages are missing in the object.
+        needed: u64,
+        /// The size of a page.
+        page: String,
+        /// How many can be had.
+        free: u64,
+        /// The command that makes enough pages.
+        remedy: String,
+    },
+    /// The machine does not have this NUMA node.
+    #[error("NUMA node {node} does not exist; the nodes with memory are {nodes}")]
+    NoNode {
+        /// The number of the node.
+        node: u32,
+        /// The nodes that exist, as ranges.
+        nodes: String,
+    },
+    /// The memory of a device cannot be allocated elsewhere.
+    #[error("shared memory {memory} is a device, which cannot be bound to NUMA nodes")]
+    Unmovable {
         /// Which memory.
         memory: String,
     },
@@ -161,14 +286,28 @@ impl Error {
     /// The kind of the reason.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::InUse { .. } => ErrorKind::InUse,
-            Self::NotAFile { .. } | Self::Shrink { .. } => ErrorKind::Occupied,
-            Self::Foreign { .. } | Self::Writable { .. } => ErrorKind::Untrusted,
-            Self::NoRoom { .. } | Self::Limit { .. } => ErrorKind::NoRoom,
+            Self::InUse { .. } | Self::Busy { .. } => ErrorKind::InUse,
+            Self::NotAFile { .. }
+            | Self::NotMemory { .. }
+            | Self::Shrink { .. }
+            | Self::FixedSize { .. } => ErrorKind::Occupied,
+            Self::Foreign { .. }
+            | Self::Writable { .. }
+            | Self::Link { .. }
+            | Self::Linked { .. } => ErrorKind::Untrusted,
+            Self::NoRoom { .. } | Self::Limit { .. } | Self::FewHugePages { .. } => {
+                ErrorKind::NoRoom
+            }
             Self::Name { .. }
             | Self::Mode { .. }
             | Self::Size { .. }
-            | Self::NotPowerOfTwo { .. } => ErrorKind::InvalidInput,
+            | Self::Inexact { .. }
+            | Self::NotPowerOfTwo { .. }
+            | Self::Nameless { .. }
+            | Self::NoHugePages { .. }
+            | Self::OtherPages { .. }
+            | Self::NoNode { .. }
+            | Self::Unmovable { .. } => ErrorKind::InvalidInput,
             Self::System { .. } => ErrorKind::System,
         }
     }
@@ -176,16 +315,15 @@ impl Error {
     /// The `errno` that says this in C.
     pub fn errno(&self) -> i32 {
         let errno = match self {
-            Self::InUse { .. } => Errno::EBUSY,
-            Self::NotAFile { .. } | Self::Shrink { .. } => Errno::EEXIST,
-            Self::Foreign { .. } | Self::Writable { .. } => Errno::EACCES,
-            Self::NoRoom { .. } => Errno::ENOSPC,
             Self::Limit { .. } => Errno::EFBIG,
-            Self::Name { .. }
-            | Self::Mode { .. }
-            | Self::Size { .. }
-            | Self::NotPowerOfTwo { .. } => Errno::EINVAL,
             Self::System { source, .. } => return errno_of(source),
+            _ => match self.kind() {
+                ErrorKind::InUse => Errno::EBUSY,
+                ErrorKind::Occupied => Errno::EEXIST,
+                ErrorKind::Untrusted => Errno::EACCES,
+                ErrorKind::NoRoom => Errno::ENOSPC,
+                _ => Errno::EINVAL,
+            },
         };
         errno as i32
     }

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use super::Kind;
+use super::{Error, Kind};
 
 #[derive(Debug)]
 pub(super) struct Given {
@@ -27,5 +27,10 @@ impl Kind for Given {
 
     fn label(&self) -> String {
         "(given descriptor)".into()
+    }
+
+    /// The object is taken as it is.
+    fn usual_size(&self) -> Result<Option<u64>, Error> {
+        Ok(None)
     }
 }

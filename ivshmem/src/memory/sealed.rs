@@ -7,7 +7,8 @@
 //!
 //! One thing the kernel cannot refuse: to punch holes (`fallocate` with `FALLOC_FL_PUNCH_HOLE`).
 //! Only `F_SEAL_WRITE` would, which refuses all writing too. A hole reads as zeroes, as if the
-//! client had written them, which it may do anyway; its pages are then no longer reserved.
+//! client had written them, which it may do anyway; its pages are then no longer reserved. Of huge
+//! pages the next access takes a free one, and kills by SIGBUS if there is none.
 
 #![forbid(unsafe_code)]
 
@@ -30,8 +31,13 @@ pub(super) struct Sealed {
 }
 
 impl Sealed {
-    pub(super) fn open() -> Result<Self, Error> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    /// Makes it of huge pages of this size, or of usual ones.
+    pub(super) fn open(huge_page: Option<u64>) -> Result<Self, Error> {
+        let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        if let Some(page) = huge_page {
+            let size = page.ilog2() << libc::MFD_HUGE_SHIFT;
+            flags |= MFdFlags::MFD_HUGETLB | MFdFlags::from_bits_retain(size);
+        }
         let object = match memfd_create(c"ivshmem", flags | MFD_NOEXEC_SEAL) {
             // An older kernel does not know the flag.
             Err(Errno::EINVAL) => memfd_create(c"ivshmem", flags),

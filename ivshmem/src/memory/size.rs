@@ -2,7 +2,7 @@
 //! The size rule of the shared memory, one for all kinds.
 //!
 //! The size asked for is rounded up to a power of two, as a PCI BAR needs it, and on hugetlbfs up
-//! to the page size. An object that exists keeps its content. It may grow, but it never shrinks
+//! to the page size. An exact size is not rounded. An object that exists keeps its content. It may grow, but it never shrinks
 //! below what a server has served: that kills by SIGBUS each process that has mapped what is cut
 //! off. All of it is reserved at the start, so that a file system that is too small makes the
 //! start fail, and not a guest.
@@ -21,35 +21,85 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
 
-use super::Error;
+use super::numa::Nodes;
+use super::{Error, huge};
+
+/// The size of a usual page; larger ones are multiples of it.
+const PAGE: u64 = 4096;
 
 /// The largest power of two that a file's length can be.
 pub(crate) const MAX_SIZE: u64 = 1 << 62;
 
-/// Gives `object` its size and returns it.
-///
-/// Without a size, the object's own is taken as it is. `served` is the size with which a server
-/// served this object last, if that is known: growth beyond it is not a server's, and is cut off.
-pub(super) fn reserve(
-    object: &File,
+/// How the size asked for becomes that of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// Up to a power of two, and to the page size.
+    RoundUp,
+    /// It must be a multiple of the page size.
+    Exact,
+    /// A server before has served it so.
+    AsBefore,
+}
+
+/// The size that is asked for.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    /// In bytes.
+    pub(super) size: u64,
+    pub(super) rule: Rule,
+    /// The size with which a server served this object last, if that is known: growth beyond it
+    /// is not a server's, and is cut off.
+    pub(super) served: Option<u64>,
+    pub(super) nodes: &'a Nodes,
+}
+
+/// Takes an object as it is, and returns its size.
+pub(super) fn take(object: &File, label: &str, is_exact: bool) -> Result<u64, Error> {
+    let size = object.metadata().map_err(Error::system(label, "look at"))?.len();
+    check_fit(label, size, is_exact)?;
+    Ok(size)
+}
+
+/// Whether a device, of `has` bytes, has the size that is asked for. Returns that size.
+pub(super) fn check_fixed(
     label: &str,
+    has: u64,
     size: Option<u64>,
-    served: Option<u64>,
+    is_exact: bool,
 ) -> Result<u64, Error> {
+    if let Some(size) = size {
+        let wanted = if is_exact { Some(size) } else { round_up(size, 1) };
+        let wanted = wanted.ok_or(Error::Size { size })?;
+        if wanted != has {
+            return Err(Error::FixedSize { memory: label.to_owned(), has, wanted });
+        }
+    }
+    check_fit(label, has, is_exact)?;
+    Ok(has)
+}
+
+fn check_fit(label: &str, size: u64, is_exact: bool) -> Result<(), Error> {
+    if size.is_power_of_two() || (is_exact && size != 0) {
+        return Ok(());
+    }
+    Err(Error::NotPowerOfTwo { memory: label.to_owned(), size })
+}
+
+/// Gives `object` its size and returns it.
+pub(super) fn reserve(object: &File, label: &str, request: &Request<'_>) -> Result<u64, Error> {
+    let &Request { size, rule, served, nodes } = request;
     let memory = || label.to_owned();
     let failed = |action| Error::system::<io::Error>(label, action);
     let meta = object.metadata().map_err(failed("look at"))?;
     let has = meta.len();
-    let Some(size) = size else {
-        if !has.is_power_of_two() {
-            return Err(Error::NotPowerOfTwo { memory: memory(), size: has });
-        }
-        return Ok(has);
-    };
     let system = fstatfs(object).map_err(Error::system(label, "look at"))?;
     let huge = system.filesystem_type() == HUGETLBFS_MAGIC;
     let page = if huge { system.block_size() as u64 } else { 1 };
-    let wanted = round_up(size, page).ok_or(Error::Size { size })?;
+    let wanted = match rule {
+        Rule::RoundUp => round_up(size, page).ok_or(Error::Size { size })?,
+        Rule::Exact => exact(size, page.max(PAGE))?,
+        Rule::AsBefore => size,
+    };
     let length = wanted as i64;
     if has > wanted {
         if served.is_none_or(|served| served > wanted) {
@@ -83,6 +133,14 @@ pub(super) fn reserve(
         Some(available) if wanted > available => return Err(no_room(available)),
         _ => {}
     }
+    let missing = wanted.saturating_sub(allocated);
+    if huge {
+        huge::check_free(label, wanted, missing, page, nodes)?;
+    }
+    if tmpfs {
+        nodes.bind(object, label, wanted)?;
+    }
+    let policy = nodes.for_this_thread(label)?;
     let reserved = loop {
         match fallocate(object, FallocateFlags::empty(), 0, length) {
             Err(Errno::EINTR) => {}
@@ -91,14 +149,33 @@ pub(super) fn reserve(
     };
     match reserved {
         Ok(()) => {}
+        Err(Errno::EOPNOTSUPP) if has == wanted => {}
         Err(Errno::EOPNOTSUPP) => {
             ftruncate(object, length).map_err(Error::system(label, "set the size of"))?;
+        }
+        Err(Errno::ENOSPC | Errno::ENOMEM) if huge => {
+            return Err(huge::too_few(label, wanted, missing, page, nodes));
         }
         Err(Errno::ENOSPC) => return Err(no_room(available(left))),
         Err(Errno::EFBIG) => return Err(Error::Size { size }),
         Err(errno) => return Err(Error::system(label, "reserve")(errno)),
     }
+    if !tmpfs && !huge {
+        nodes.read_in(object, label, wanted)?;
+    }
+    drop(policy);
     Ok(wanted)
+}
+
+/// The size that memory of exactly `size` bytes gets.
+fn exact(size: u64, page: u64) -> Result<u64, Error> {
+    if size == 0 || size > MAX_SIZE {
+        return Err(Error::Size { size });
+    }
+    if size % page != 0 {
+        return Err(Error::Inexact { size, page });
+    }
+    Ok(size)
 }
 
 /// Bytes in so many blocks. A file system without a real limit (FUSE, network) may report any
@@ -140,6 +217,30 @@ mod tests {
     }
 
     #[test]
+    fn exact_sizes_are_multiples_of_the_page_size() {
+        assert_eq!(exact(3 << 20, PAGE).expect("a multiple"), 3 << 20);
+        assert!(matches!(exact(100, PAGE), Err(Error::Inexact { size: 100, page: PAGE })));
+        assert!(matches!(exact(3 << 20, 2 << 20), Err(Error::Inexact { .. })));
+        for size in [0, MAX_SIZE + PAGE] {
+            assert!(matches!(exact(size, PAGE), Err(Error::Size { .. })));
+        }
+    }
+
+    #[test]
+    fn a_device_keeps_its_size() {
+        let check = |size, is_exact| check_fixed("(test)", 4096, size, is_exact);
+        for size in [None, Some(4096), Some(4000)] {
+            assert_eq!(check(size, false).expect("it fits"), 4096);
+        }
+        let error = check(Some(64), false).expect_err("it cannot shrink");
+        assert!(matches!(error, Error::FixedSize { has: 4096, wanted: 64, .. }));
+        assert!(matches!(check(Some(4000), true), Err(Error::FixedSize { .. })));
+        let uneven = |is_exact| check_fixed("(test)", 3 << 12, None, is_exact);
+        assert!(matches!(uneven(false), Err(Error::NotPowerOfTwo { .. })));
+        assert_eq!(uneven(true).expect("exactly"), 3 << 12);
+    }
+
+    #[test]
     fn impossible_sizes_are_refused() {
         assert_eq!(round_up(0, 4096), None);
         assert_eq!(round_up(MAX_SIZE + 1, 1), None);
@@ -156,7 +257,11 @@ mod tests {
     #[test]
     fn growth_since_it_was_served_is_cut_off_and_other_large_objects_are_refused() {
         let file = tempfile::tempfile().expect("a temporary file");
-        let reserve = |size, served| super::reserve(&file, "(test)", Some(size), served);
+        let nodes = Nodes::default();
+        let reserve = |size, served| {
+            let request = Request { size, rule: Rule::RoundUp, served, nodes: &nodes };
+            super::reserve(&file, "(test)", &request)
+        };
         file.set_len(1 << 20).expect("it can grow");
         for served in [None, Some(128 << 10)] {
             let error = reserve(64 << 10, served).expect_err("it would have to shrink");

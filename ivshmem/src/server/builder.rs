@@ -22,7 +22,7 @@ use super::resume::Resumed;
 use super::roster::{Key, Roster};
 use super::state::{State, Things};
 use crate::listener::Listener;
-use crate::memory::Memory;
+use crate::memory::{Memory, Nodes, Options};
 use crate::{Error, Keeper, MAX_VECTORS, MemorySource, sys};
 
 /// Where the listening socket comes from.
@@ -55,10 +55,9 @@ enum Socket {
 pub struct Builder {
     socket: Option<Socket>,
     memory: Option<MemorySource>,
-    size: Option<u64>,
+    memory_options: Options,
     vectors: u32,
     socket_mode: Option<u32>,
-    memory_mode: Option<u32>,
     backlog: u32,
     first_id: u16,
     id_space: u32,
@@ -72,10 +71,9 @@ impl Default for Builder {
         Self {
             socket: None,
             memory: None,
-            size: None,
+            memory_options: Options::default(),
             vectors: 1,
             socket_mode: None,
-            memory_mode: None,
             backlog: 4096,
             first_id: 0,
             id_space: crate::protocol::ID_SPACE,
@@ -115,18 +113,59 @@ impl Builder {
         self
     }
 
-    /// The mode of a POSIX shared memory object that the server creates, such as `0o660`,
-    /// whatever the umask is. An existing object is served only if no other user may write it
-    /// beyond what this mode allows. Defaults to 0700 without the bits of the umask.
+    /// The mode of a POSIX shared memory object or a file that the server creates, such as
+    /// `0o660`, whatever the umask is. An existing one is served only if no other user may write it
+    /// beyond what this mode allows. Defaults to 0700 without the bits of the umask, and for a
+    /// file to 0600.
     pub fn memory_mode(mut self, mode: u32) -> Self {
-        self.memory_mode = Some(mode);
+        self.memory_options.mode = Some(mode);
         self
     }
 
     /// The size of the shared memory in bytes, rounded up to a power of two, and on hugetlbfs
-    /// to the page size. Defaults to 4 MiB, and for a descriptor to the size of its object.
+    /// to the page size. Defaults to the size of a descriptor's object, and of a file or device
+    /// that exists; otherwise to 4 MiB.
     pub fn size(mut self, bytes: u64) -> Self {
-        self.size = Some(bytes);
+        self.memory_options.size = Some(bytes);
+        self
+    }
+
+    /// Does not round the size up to a power of two: it must be a multiple of the page size, 4,096
+    /// bytes or that of huge pages. QEMU's `ivshmem-flat` needs exactly the size that it is
+    /// configured with. A QEMU with `ivshmem-doorbell`, a PCI device, aborts if the size is no power
+    /// of two.
+    pub fn exact_size(mut self) -> Self {
+        self.memory_options.is_exact = true;
+        self
+    }
+
+    /// Requires huge pages of this size in bytes. [Sealed](MemorySource::Sealed) memory is made of
+    /// them. A [directory](MemorySource::Directory) or a [file](MemorySource::File) must be on a
+    /// hugetlbfs with pages of this size.
+    pub fn huge_pages(mut self, bytes: u64) -> Self {
+        self.memory_options.huge_page = Some(bytes);
+        self
+    }
+
+    /// Allocates the memory on these NUMA nodes, and on no others. Pages of an object that exists
+    /// stay where they are. A device cannot be bound. The pages of a file on a disk are read in
+    /// on these nodes at the start, but may come to other nodes later.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// let server = ivshmem::Server::builder().socket_path(&path).numa_nodes([0]).start()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn numa_nodes(mut self, nodes: impl IntoIterator<Item = u32>) -> Self {
+        self.memory_options.nodes = Nodes::new(nodes.into_iter().collect());
+        self
+    }
+
+    /// Does not remove a POSIX shared memory object at the end. A file is never removed. For
+    /// memory without a name it is an error.
+    pub fn keep_memory(mut self) -> Self {
+        self.memory_options.keeps = true;
         self
     }
 
@@ -226,10 +265,7 @@ impl Builder {
             return Err(Error::IdSpace { ids: self.id_space });
         }
         let source = self.memory.unwrap_or(MemorySource::Sealed);
-        let size = match source {
-            MemorySource::Descriptor(_) => self.size,
-            _ => Some(self.size.unwrap_or(4 << 20)),
-        };
+        let options = self.memory_options;
 
         // The steps that leave no trace when they fail come first. The memory is locked first, but
         // changed only after the socket is bound. The server listens only after the memory is
@@ -250,9 +286,9 @@ impl Builder {
             Some(resumed) => {
                 resumed.check(self.vectors)?;
                 let size = resumed.things().memory_size;
-                Memory::resume(source, self.memory_mode, resumed.take_memory()?, size)?
+                Memory::resume(source, &options, resumed.take_memory()?, size)?
             }
-            None => Memory::open(source, self.memory_mode)?,
+            None => Memory::open(source, &options)?,
         };
         let kept = resumed.as_mut().and_then(Resumed::take_listener).map(UnixListener::from);
         let path_before = resumed.as_ref().map(|resumed| resumed.things().path).unwrap_or_default();
@@ -271,7 +307,7 @@ impl Builder {
         let (mut first, mut space) = (self.first_id, self.id_space);
         if resumed.is_none() {
             (first, space) = memory.unused_ids(first, space)?;
-            memory.reserve(size)?;
+            memory.reserve(&options)?;
         }
         reactor.watch_listener(listener.as_fd())?;
         let closer = Closer::new(listener.refuses_descriptors());

@@ -46,26 +46,50 @@ pub(crate) struct Args {
     pub(crate) socket_mode: Option<u32>,
 
     /// Share the POSIX shared memory object NAME [default: ivshmem]
-    #[arg(short = 'M', long, value_name = "NAME", overrides_with_all = ["shm_dir", "memfd"])]
+    #[arg(short = 'M', long, value_name = "NAME", overrides_with_all = ["shm_dir", "memfd", "shm_file"])]
     shm_name: Option<OsString>,
 
-    /// Mode of a new object of -M, in octal; no effect with -m and --memfd. An existing object
-    /// that other users may write beyond this mode is refused [default: 0700 minus the umask]
+    /// Mode of a new object of -M or --shm-file, in octal; no effect with -m and --memfd. An
+    /// existing object that other users may write beyond this mode is refused [default: 0700 minus
+    /// the umask, and 0600 for --shm-file]
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub(crate) shm_mode: Option<u32>,
 
     /// Share an unnamed file in the directory DIR, which may be on hugetlbfs
-    #[arg(short = 'm', long, value_name = "DIR", overrides_with_all = ["shm_name", "memfd"])]
+    #[arg(short = 'm', long, value_name = "DIR", overrides_with_all = ["shm_name", "memfd", "shm_file"])]
     shm_dir: Option<PathBuf>,
 
     /// Share anonymous, sealed memory: no client can shrink it
-    #[arg(long, overrides_with_all = ["shm_name", "shm_dir"])]
+    #[arg(long, overrides_with_all = ["shm_name", "shm_dir", "shm_file"])]
     memfd: bool,
 
+    /// Share the file, block device or DAX device at PATH; a file is made if nothing is there. It
+    /// is never removed. A device keeps its size, and QEMU cannot attach to it
+    #[arg(long, value_name = "PATH", overrides_with_all = ["shm_name", "shm_dir", "memfd"])]
+    shm_file: Option<PathBuf>,
+
     /// Size of the shared memory: bytes, or a number with a suffix B, K, M, G, T, P or E, such as
-    /// 1.5G; rounded up to a power of two
-    #[arg(short = 'l', long, value_name = "SIZE", default_value = "4M", value_parser = size)]
-    pub(crate) size: u64,
+    /// 1.5G; rounded up to a power of two [default: 4M, or the size of an existing --shm-file]
+    #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
+    pub(crate) size: Option<u64>,
+
+    /// Do not round the size up to a power of two: it must be a multiple of the page size. For
+    /// QEMU's ivshmem-flat; a QEMU with ivshmem-doorbell aborts if the size is no power of two
+    #[arg(long)]
+    pub(crate) size_exact: bool,
+
+    /// Use huge pages of SIZE, such as 2M or 1G. With --memfd the memory is made of them; with -m
+    /// and --shm-file the hugetlbfs must have this page size
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) hugetlb: Option<u64>,
+
+    /// Allocate the memory on these NUMA nodes only
+    #[arg(long, value_name = "NODE[,NODE]", value_delimiter = ',')]
+    pub(crate) numa_node: Vec<u32>,
+
+    /// Do not remove the object of -M at the end
+    #[arg(long)]
+    pub(crate) keep: bool,
 
     /// Interrupt vectors of each machine, 1 to 2048; hexadecimal with 0x
     #[arg(short = 'n', long, value_name = "VECTORS", default_value = "1", value_parser = vectors)]
@@ -118,6 +142,7 @@ pub(crate) enum Memory {
     Name(OsString),
     Directory(PathBuf),
     Sealed,
+    File(PathBuf),
 }
 
 impl Args {
@@ -126,12 +151,13 @@ impl Args {
         Access { uids: self.allow_uid.clone(), gids: self.allow_gid.clone() }
     }
 
-    /// The last of `-M`, `-m` and `--memfd` wins: each option overrides the others.
+    /// The last of `-M`, `-m`, `--memfd` and `--shm-file` wins: each option overrides the others.
     pub(crate) fn memory(&self) -> Memory {
-        match (&self.shm_name, &self.shm_dir) {
+        match (&self.shm_name, &self.shm_dir, &self.shm_file) {
             _ if self.memfd => Memory::Sealed,
-            (None, Some(directory)) => Memory::Directory(directory.clone()),
-            (name, _) => Memory::Name(name.clone().unwrap_or_else(|| "ivshmem".into())),
+            (None, Some(directory), _) => Memory::Directory(directory.clone()),
+            (None, None, Some(file)) => Memory::File(file.clone()),
+            (name, ..) => Memory::Name(name.clone().unwrap_or_else(|| "ivshmem".into())),
         }
     }
 }
@@ -293,7 +319,8 @@ mod tests {
         assert_eq!(args.pid_file, PathBuf::from("/var/run/ivshmem-server.pid"));
         assert_eq!(args.socket, PathBuf::from("/tmp/ivshmem_socket"));
         assert_eq!(args.memory(), Memory::Name("ivshmem".into()));
-        assert_eq!((args.size, args.vectors), (4 << 20, 1));
+        // The library's default size is that of the reference.
+        assert_eq!((args.size, args.vectors), (None, 1));
         assert!(!args.verbose && !args.foreground);
     }
 
@@ -306,6 +333,18 @@ mod tests {
         assert_eq!(memory("x --memfd -M a"), Memory::Name("a".into()));
         assert_eq!(memory("x -m /b --memfd"), Memory::Sealed);
         assert_eq!(memory("x -M a -M b"), Memory::Name("b".into()));
+        assert_eq!(memory("x -M a --shm-file /f"), Memory::File("/f".into()));
+        assert_eq!(memory("x --memfd --shm-file /f"), Memory::File("/f".into()));
+        assert_eq!(memory("x --shm-file /f -m /b"), Memory::Directory("/b".into()));
+        assert_eq!(memory("x --shm-file /f --memfd"), Memory::Sealed);
+        assert_eq!(memory("x --shm-file /f -M a"), Memory::Name("a".into()));
+    }
+
+    #[test]
+    fn numa_nodes_are_a_list() {
+        assert!(args("x").unwrap().numa_node.is_empty());
+        assert_eq!(args("x --numa-node 0").unwrap().numa_node, [0]);
+        assert_eq!(args("x --numa-node 0,2").unwrap().numa_node, [0, 2]);
     }
 
     #[test]
@@ -317,6 +356,8 @@ mod tests {
             ("x --allow-gid 4294967296", ["--allow-gid", "4294967296", "0 to 4294967295"]),
             ("x --max-clients 0", ["--max-clients", "0", "1..=65536"]),
             ("x --max-clients-per-uid many", ["--max-clients-per-uid", "many", "digit"]),
+            ("x --numa-node 0,x", ["--numa-node", "x", "digit"]),
+            ("x --hugetlb big", ["--hugetlb", "big", "suffix"]),
             ("x --shm-mode 1777", ["--shm-mode", "1777", "octal"]),
             ("x -v", ["-v", "daemon", "-F"]),
             ("x -z", ["-z", "unexpected", "Usage"]),

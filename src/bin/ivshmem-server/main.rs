@@ -111,6 +111,12 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
             }
             MemorySource::Sealed
         }
+        Memory::File(path) => {
+            if talk.verbose {
+                talk.say(format_args!("Using shared memory at {}", path.display()));
+            }
+            MemorySource::File(path)
+        }
     };
     talk.detail(Line::Bind(args.socket.as_os_str()));
     let mut keeper = Keeper::from_environment()?;
@@ -126,7 +132,20 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if let Some(keeper) = keeper {
         builder = builder.keeper(keeper);
     }
-    builder = builder.memory(source).first_id(args.first_id).size(args.size).vectors(args.vectors);
+    builder = builder.memory(source).first_id(args.first_id).vectors(args.vectors);
+    builder = builder.numa_nodes(args.numa_node.iter().copied());
+    if let Some(size) = args.size {
+        builder = builder.size(size);
+    }
+    if let Some(size) = args.hugetlb {
+        builder = builder.huge_pages(size);
+    }
+    if args.size_exact {
+        builder = builder.exact_size();
+    }
+    if args.keep {
+        builder = builder.keep_memory();
+    }
     if let Some(mode) = args.socket_mode {
         builder = builder.socket_mode(mode);
     }
