@@ -31,6 +31,13 @@ use id_locks::{IdLocks, Used};
 /// The mode of a new POSIX shared memory object, which the reference uses too.
 pub(crate) const DEFAULT_MODE: u32 = 0o700;
 
+/// Who may use a new POSIX object; what is not given is as the kernel makes it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Access {
+    pub(crate) mode: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
 /// Where the shared memory comes from.
 ///
 /// ```
@@ -125,11 +132,11 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Opens, or makes, the memory, without changing its size yet. `mode` is that of a new POSIX
-    /// object; without it, it is what the umask leaves of [`DEFAULT_MODE`].
-    pub(crate) fn open(source: MemorySource, mode: Option<u32>) -> Result<Self, Error> {
+    /// Opens, or makes, the memory, without changing its size yet. `access` is for a new
+    /// POSIX object; without a mode, it is what the umask leaves of [`DEFAULT_MODE`].
+    pub(crate) fn open(source: MemorySource, access: Access) -> Result<Self, Error> {
         let kind: Box<dyn Kind> = match source {
-            MemorySource::Posix(name) => Box::new(posix::Posix::open(name, mode)?),
+            MemorySource::Posix(name) => Box::new(posix::Posix::open(name, access)?),
             MemorySource::Directory(directory) => Box::new(unnamed::Unnamed::open(directory)?),
             MemorySource::Sealed => Box::new(sealed::Sealed::open()?),
             MemorySource::Descriptor(fd) => Box::new(given::Given::new(fd)),
@@ -141,14 +148,14 @@ impl Memory {
     /// in case it has a name.
     pub(crate) fn resume(
         source: MemorySource,
-        mode: Option<u32>,
+        access: Access,
         object: OwnedFd,
         size: u64,
     ) -> Result<Self, Error> {
         let object = File::from(object);
         let mut kind: Box<dyn Kind> = match source {
             MemorySource::Posix(name) => {
-                let named = posix::Posix::open(name, mode)?;
+                let named = posix::Posix::open(name, access)?;
                 if named.is(&object).map_err(Error::system(&named.label(), "look at"))? {
                     // Clients have the description that came back, and so the locks of their ids.
                     Box::new(named.with_object(object))

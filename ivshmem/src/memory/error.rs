@@ -119,6 +119,34 @@ pub enum Error {
         /// The mode that a new object would get.
         allowed: u32,
     },
+    /// Another group than the one that was asked for may write the object.
+    #[error(
+        "{memory} belongs to group id {group} and has mode {mode:04o}, so that group may write it, \
+         but the group for shared memory is {wanted}; change the group of the object, or remove it"
+    )]
+    OtherGroup {
+        /// Which object.
+        memory: String,
+        /// Its group.
+        group: u32,
+        /// Its mode.
+        mode: u32,
+        /// The group that a new object would get.
+        wanted: u32,
+    },
+    /// The new object could not be given to this group.
+    #[error(
+        "cannot give shared memory {memory} to group id {group}; only root may name a group that \
+         it is not in"
+    )]
+    Group {
+        /// Which memory.
+        memory: String,
+        /// The group as given.
+        group: u32,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// The file system has no room for the memory.
     #[error(
         "shared memory {memory} of {wanted} bytes does not fit: its file system has {available} \
@@ -163,13 +191,15 @@ impl Error {
         match self {
             Self::InUse { .. } => ErrorKind::InUse,
             Self::NotAFile { .. } | Self::Shrink { .. } => ErrorKind::Occupied,
-            Self::Foreign { .. } | Self::Writable { .. } => ErrorKind::Untrusted,
+            Self::Foreign { .. } | Self::Writable { .. } | Self::OtherGroup { .. } => {
+                ErrorKind::Untrusted
+            }
             Self::NoRoom { .. } | Self::Limit { .. } => ErrorKind::NoRoom,
             Self::Name { .. }
             | Self::Mode { .. }
             | Self::Size { .. }
             | Self::NotPowerOfTwo { .. } => ErrorKind::InvalidInput,
-            Self::System { .. } => ErrorKind::System,
+            Self::Group { .. } | Self::System { .. } => ErrorKind::System,
         }
     }
 
@@ -178,14 +208,14 @@ impl Error {
         let errno = match self {
             Self::InUse { .. } => Errno::EBUSY,
             Self::NotAFile { .. } | Self::Shrink { .. } => Errno::EEXIST,
-            Self::Foreign { .. } | Self::Writable { .. } => Errno::EACCES,
+            Self::Foreign { .. } | Self::Writable { .. } | Self::OtherGroup { .. } => Errno::EACCES,
             Self::NoRoom { .. } => Errno::ENOSPC,
             Self::Limit { .. } => Errno::EFBIG,
             Self::Name { .. }
             | Self::Mode { .. }
             | Self::Size { .. }
             | Self::NotPowerOfTwo { .. } => Errno::EINVAL,
-            Self::System { source, .. } => return errno_of(source),
+            Self::Group { source, .. } | Self::System { source, .. } => return errno_of(source),
         };
         errno as i32
     }

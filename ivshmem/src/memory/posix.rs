@@ -32,14 +32,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
 
-use super::{DEFAULT_MODE, Error, Kind, Used};
+use super::{Access, DEFAULT_MODE, Error, Kind, Used};
 use crate::directory::{Directory, Entry};
 use crate::lock_file::{self, Failure, LockFile, MAX_NOTE};
 
@@ -48,6 +48,9 @@ const SHM_DIRECTORY: &str = "/dev/shm";
 
 /// Write permission for others than the owner.
 const OTHERS_WRITE: u32 = 0o022;
+
+/// Write permission for the group.
+const GROUP_WRITE: u32 = 0o020;
 
 #[derive(Debug)]
 pub(super) struct Posix {
@@ -59,30 +62,30 @@ pub(super) struct Posix {
     name: OsString,
     label: String,
     /// As given, for another object.
-    mode: Option<u32>,
+    access: Access,
     used: Option<Used>,
     /// Whether the name goes when this is dropped.
     removes_name: bool,
 }
 
 impl Posix {
-    pub(super) fn open(given: OsString, mode: Option<u32>) -> Result<Self, Error> {
+    pub(super) fn open(given: OsString, access: Access) -> Result<Self, Error> {
         let Some(name) = valid_name(&given) else {
             return Err(Error::Name { name: given });
         };
-        if let Some(mode) = mode.filter(|mode| mode & !0o177 != 0o600) {
+        if let Some(mode) = access.mode.filter(|mode| mode & !0o177 != 0o600) {
             return Err(Error::Mode { mode });
         }
         let label = format!("{given:?}");
         let directory =
             Directory::open(Path::new(SHM_DIRECTORY)).map_err(Error::system(&label, "find"))?;
         let mut lock = acquire(&directory, &name, &given)?;
-        match find_or_make(&directory, &name, &label, mode) {
+        match find_or_make(&directory, &name, &label, access) {
             Ok((object, entry, removes_name)) => {
                 let directory = directory.park();
                 // A new object has no clients.
                 let used = if removes_name { None } else { find_used(&object, &label) };
-                Ok(Self { directory, lock, object, entry, name, label, mode, used, removes_name })
+                Ok(Self { directory, lock, object, entry, name, label, access, used, removes_name })
             }
             Err(error) => {
                 end(&directory, &mut lock, false);
@@ -150,22 +153,15 @@ fn find_or_make(
     directory: &Directory,
     name: &OsStr,
     label: &str,
-    mode: Option<u32>,
+    access: Access,
 ) -> Result<(File, Entry, bool), Error> {
     let failed = |action| Error::system::<io::Error>(label, action);
-    let default = mode.unwrap_or(DEFAULT_MODE);
+    let default = access.mode.unwrap_or(DEFAULT_MODE);
     loop {
         match directory.create(name, default) {
             Ok(object) => {
-                let entry = Entry::of(&object).map_err(failed("look at"));
-                let made = match (entry, mode) {
-                    // The mode is independent of the umask.
-                    (Ok(entry), Some(mode)) => object
-                        .set_permissions(Permissions::from_mode(mode))
-                        .map(|()| entry)
-                        .map_err(failed("set the mode of")),
-                    (entry, _) => entry,
-                };
+                let made = give(&object, label, access)
+                    .and_then(|()| Entry::of(&object).map_err(failed("look at")));
                 return match made {
                     Ok(entry) => Ok((object, entry, true)),
                     Err(error) => {
@@ -181,7 +177,7 @@ fn find_or_make(
         }
         // Looked at first, since to open a thing of another user can have effects.
         let Some(found) = directory.look(name).map_err(failed("look at"))? else { continue };
-        check(&found, label, default)?;
+        check(&found, label, default, access.group)?;
         let object = match directory.open_existing(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             result => result.map_err(failed("open"))?,
@@ -190,7 +186,7 @@ fn find_or_make(
         if !entry.is(&found) {
             continue;
         }
-        check(&entry, label, default)?;
+        check(&entry, label, default, access.group)?;
         // Probably a server that was killed right after it had made the object: it has no size
         // yet, and the mode of a new object.
         let as_made = entry.length == 0 && entry.permissions() == default;
@@ -198,7 +194,25 @@ fn find_or_make(
     }
 }
 
-fn check(entry: &Entry, label: &str, allowed: u32) -> Result<(), Error> {
+/// Gives a new object its group and mode. The group comes first: the one before never gets the mode.
+fn give(object: &File, label: &str, access: Access) -> Result<(), Error> {
+    if let Some(group) = access.group {
+        fchown(object, None, Some(group)).map_err(|source| Error::Group {
+            memory: label.to_owned(),
+            group,
+            source,
+        })?;
+    }
+    match access.mode {
+        // Without the umask.
+        Some(mode) => object
+            .set_permissions(Permissions::from_mode(mode))
+            .map_err(Error::system(label, "set the mode of")),
+        None => Ok(()),
+    }
+}
+
+fn check(entry: &Entry, label: &str, allowed: u32, group: Option<u32>) -> Result<(), Error> {
     if !entry.is_type(libc::S_IFREG) {
         return Err(Error::NotAFile { memory: label.to_owned() });
     }
@@ -209,6 +223,9 @@ fn check(entry: &Entry, label: &str, allowed: u32) -> Result<(), Error> {
     }
     if mode & OTHERS_WRITE & !allowed != 0 {
         return Err(Error::Writable { memory, owner, mode, allowed });
+    }
+    if let Some(wanted) = group.filter(|&wanted| wanted != entry.group && mode & GROUP_WRITE != 0) {
+        return Err(Error::OtherGroup { memory, group: entry.group, mode, wanted });
     }
     Ok(())
 }
@@ -258,7 +275,7 @@ impl Kind for Posix {
     fn renew(&mut self) -> Result<(), Error> {
         let Self { directory, name, label, .. } = self;
         directory.remove(name, &self.entry).map_err(Error::system(label, "replace"))?;
-        let (object, entry, removes_name) = find_or_make(directory, name, label, self.mode)?;
+        let (object, entry, removes_name) = find_or_make(directory, name, label, self.access)?;
         (self.object, self.entry, self.removes_name) = (object, entry, removes_name);
         Ok(())
     }
