@@ -127,6 +127,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FD", value_parser = descriptor)]
     pub(crate) ready_fd: Option<i32>,
 
+    /// Write log lines of this level and above [default: RUST_LOG, or info in the journal and the
+    /// system log, and warn elsewhere]
+    #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    pub(crate) log_level: Option<String>,
+
     /// Once listening, print commands that attach a QEMU, list the peers and interrupt them
     #[arg(long)]
     pub(crate) hint: bool,
@@ -155,6 +160,17 @@ pub(crate) enum Memory {
     Name(OsString),
     Directory(PathBuf),
     Sealed,
+}
+
+impl Memory {
+    /// For the log.
+    pub(crate) fn description(&self) -> String {
+        match self {
+            Self::Name(name) => format!("shared memory {name:?}"),
+            Self::Directory(directory) => format!("memory in the directory {directory:?}"),
+            Self::Sealed => "sealed anonymous memory".to_owned(),
+        }
+    }
 }
 
 impl Args {
@@ -399,6 +415,7 @@ mod tests {
             ("x --user 0", ["--user", "0", "root"]),
             ("x --ready-fd 2", ["--ready-fd", "2", "3 or above"]),
             ("x --ready-fd x", ["--ready-fd", "x", "3 or above"]),
+            ("x --log-level loud", ["--log-level", "loud", "debug"]),
             ("x -v", ["-v", "daemon", "-F"]),
             ("x -z", ["-z", "unexpected", "Usage"]),
         ] {

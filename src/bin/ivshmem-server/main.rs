@@ -21,6 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 mod args;
 mod detach;
 mod hint;
+mod lifecycle;
 mod logging;
 mod manager;
 mod output;
@@ -41,7 +42,11 @@ fn main() -> ExitCode {
     let args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {
-            let _ = error.print();
+            if error.use_stderr() && logging::is_in_journal() {
+                logging::report(args::one_line(&error));
+            } else {
+                let _ = error.print();
+            }
             // Like the reference, not 2 like clap.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
@@ -103,6 +108,7 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     let out = if args.detached { Output::passing(io::stdout) } else { Output::new(io::stdout) };
     let mut talk = Talk { out, verbose: args.verbose };
     raise_descriptor_limit();
+    lifecycle::starting(args);
 
     let pid_file =
         if args.detached { Some(pidfile::PidFile::claim(&args.pid_file)?) } else { None };
@@ -175,6 +181,7 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
             return Err(failure);
         }
     };
+    lifecycle::ready(&server);
     if let Some(ready) = ready {
         ready.tell();
     }
@@ -182,9 +189,11 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     let served = poll_events(&mut server, &signals, &mut talk, &mut manager);
     if is_kept && !matches!(served, Ok(End::ForGood)) {
         // An error, too, ends the process and not the service.
+        lifecycle::hands_over(&server);
         server.hand_over();
         return served.map(|_| ExitCode::SUCCESS);
     }
+    lifecycle::ending(&server);
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
     talk.detail(Line::Close);

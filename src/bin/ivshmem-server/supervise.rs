@@ -67,6 +67,7 @@ const MESSAGES_AT_A_TIME: usize = 500;
 /// Runs a server until a signal ends it.
 pub(crate) fn run(args: &Args, ready_fd: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     logging::start(args);
+    log::info!("version {} supervises a server", env!("CARGO_PKG_VERSION"));
     let mut supervisor = Supervisor::new(args, ready_fd)?;
     let outcome = supervisor.serve();
     if outcome.is_err() && supervisor.child.is_some() {

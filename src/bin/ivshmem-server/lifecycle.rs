@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+//! Log lines about the server as a whole: start, ready, end. The library logs joins, departures and refusals.
+//!
+//! None of them is on the path of a message.
+
+#![forbid(unsafe_code)]
+
+use ivshmem::Server;
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::args::Args;
+
+/// The configuration of a server that is about to start.
+pub(crate) fn starting(args: &Args) {
+    if log::log_enabled!(log::Level::Info) {
+        log::info!("version {} starts: {}", env!("CARGO_PKG_VERSION"), configuration(args));
+    }
+}
+
+fn configuration(args: &Args) -> String {
+    let mut text = format!(
+        "{}, {} bytes, vectors: {}, first id: {}",
+        args.memory().description(),
+        args.size,
+        args.vectors,
+        args.first_id
+    );
+    if let Some(clients) = args.max_clients {
+        text.push_str(&format!(", clients: {clients} at most"));
+    }
+    if let Some(clients) = args.max_clients_per_uid {
+        text.push_str(&format!(", clients of one user: {clients} at most"));
+    }
+    let access = args.access();
+    if access.is_limited() {
+        text.push_str(&format!(", only for users {:?} and groups {:?}", access.uids, access.gids));
+    }
+    if let Ok((files, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        text.push_str(&format!(", open files: {files} at most"));
+    }
+    text
+}
+
+/// The server listens.
+pub(crate) fn ready(server: &Server) {
+    let at = match server.socket_path() {
+        Some(path) => format!("at {path:?}"),
+        None => "at a socket of the service manager".to_owned(),
+    };
+    log::info!(
+        "ready: listens {at}; {} bytes of shared memory, {}",
+        server.memory_size(),
+        clients(server.peers().len())
+    );
+}
+
+/// The next server goes on with the clients.
+pub(crate) fn hands_over(server: &Server) {
+    log::info!("hands over {} to the next server", clients(server.peers().len()));
+}
+
+/// The connections of all clients are about to end.
+pub(crate) fn ending(server: &Server) {
+    log::info!("ends for good, with {}", clients(server.peers().len()));
+}
+
+fn clients(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "client" } else { "clients" })
+}
