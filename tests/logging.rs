@@ -61,7 +61,7 @@ fn the_system_log_gets_the_severity_of_each_line() {
         let expected = format!("<{severity}>ivshmem-server[{pid}]: {text}");
         assert!(line.starts_with(&expected), "{expected}: {line}");
     };
-    expect(30, concat!("info: version ", env!("CARGO_PKG_VERSION"), " starts: sealed anonymous"));
+    expect(30, concat!("info: version ", env!("CARGO_PKG_VERSION"), " starts: socket \"/"));
     expect(30, "info: ready: listens at ");
     expect(30, "info: peer 0 joined: pid ");
     expect(28, "warn: client refused: no descriptor is left");

@@ -10,16 +10,22 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::args::Args;
 
-/// The configuration of a server that is about to start.
-pub(crate) fn starting(args: &Args) {
+/// The configuration of a server that is about to start. The service manager may have bound the socket.
+pub(crate) fn starting(args: &Args, has_socket: bool) {
     if log::log_enabled!(log::Level::Info) {
-        log::info!("version {} starts: {}", env!("CARGO_PKG_VERSION"), configuration(args));
+        let version = env!("CARGO_PKG_VERSION");
+        log::info!("version {version} starts: {}", configuration(args, has_socket));
     }
 }
 
-fn configuration(args: &Args) -> String {
+fn configuration(args: &Args, has_socket: bool) -> String {
+    let socket = if has_socket {
+        "socket of the service manager".to_owned()
+    } else {
+        format!("socket {:?}", args.socket)
+    };
     let mut text = format!(
-        "{}, {} bytes, vectors: {}, first id: {}",
+        "{socket}, {}, {} bytes, vectors: {}, first id: {}",
         args.memory().description(),
         args.size,
         args.vectors,

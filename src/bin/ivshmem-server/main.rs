@@ -108,7 +108,6 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     let out = if args.detached { Output::passing(io::stdout) } else { Output::new(io::stdout) };
     let mut talk = Talk { out, verbose: args.verbose };
     raise_descriptor_limit();
-    lifecycle::starting(args);
 
     let pid_file =
         if args.detached { Some(pidfile::PidFile::claim(&args.pid_file)?) } else { None };
@@ -134,6 +133,7 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
         Some(keeper) => keeper.take_listener(),
         None => inherited_listener(),
     };
+    lifecycle::starting(args, listener.is_some());
     let mut builder = Server::builder();
     builder = match listener {
         Some(listener) => builder.listener(listener),
