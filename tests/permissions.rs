@@ -161,11 +161,16 @@ fn a_server_gives_up_root_once_it_listens() {
         // The directory is root's.
         assert!(ended.stderr.contains("cannot remove socket"), "{ended:?}");
         place.assert_holds_only(&["socket"]);
-        // The next start replaces it. In a directory of the user, it is removed.
-        chown(place.dir(), Some(user), None).expect("we are root");
-        let ended = serve(&place, &["--user", &name, "--memfd"]).stop();
-        assert_eq!(ended.stderr, "");
-        place.assert_holds_only(&[]);
+        let socket = place.socket().metadata().expect("it is left");
+        assert_eq!(socket.uid(), user, "the socket is the server's");
+        // The next start replaces it. In a directory of the user, and in one such as /tmp, it is removed.
+        for (owner, mode) in [(user, 0o755), (0, 0o1777)] {
+            chown(place.dir(), Some(owner), None).expect("we are root");
+            fs::set_permissions(place.dir(), fs::Permissions::from_mode(mode)).expect("as root");
+            let ended = serve(&place, &["--user", &name, "--memfd"]).stop();
+            assert_eq!(ended.stderr, "");
+            place.assert_holds_only(&[]);
+        }
     }
 }
 

@@ -134,6 +134,8 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
         None => inherited_listener(),
     };
     lifecycle::starting(args, listener.is_some());
+    // In a sticky directory, the server can remove its socket at the end only if it owns it.
+    let new_user = args.user.as_ref().filter(|_| listener.is_none()).map(|user| user.uid);
     let mut builder = Server::builder();
     builder = match listener {
         Some(listener) => builder.listener(listener),
@@ -146,7 +148,7 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     if let Some(mode) = args.socket_mode {
         builder = builder.socket_mode(mode);
     }
-    if let Some(user) = args.socket_owner {
+    if let Some(user) = args.socket_owner.or(new_user) {
         builder = builder.socket_owner(user);
     }
     if let Some(group) = args.socket_group {
