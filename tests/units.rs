@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use common::daemon::program;
 use common::peer::{Connection, Peer};
-use common::program::{Ended, run, size_of};
+use common::program::{Ended, memory_of, run, size_of};
 use common::systemd::Systemd;
 use common::{PATIENCE, text_of, wait_for};
 
@@ -286,8 +286,24 @@ fn the_file_in_etc_sets_the_options_and_a_wrong_line_is_named() {
     machine.systemd.must(&["start", SERVICE]);
     let peer = Peer::join(&machine.socket(), 2);
     assert_eq!(size_of(&peer), 1 << 20);
-    drop(peer);
+    // Another region has nothing of this one.
+    machine.systemd.must(&["start", "ivshmem-server@blue-2"]);
+    let other = Peer::join(&machine.path("/var/lib/libvirt/shmem-blue-2-sock"), 1);
+    assert_eq!((other.id(), size_of(&other)), (0, 4 << 20));
+    let inode = |peer: &Peer| memory_of(peer).metadata().expect("it is open").ino();
+    assert_ne!(inode(&other), inode(&peer));
+    drop((peer, other));
     machine.systemd.must(&["stop", SERVICE]);
+
+    // The defaults of the units are replaced.
+    let name = format!("ivshmem-units-{}", std::process::id());
+    machine.configure(&format!("shm-name {name}\n"));
+    machine.systemd.must(&["start", SERVICE]);
+    let memory = Path::new("/dev/shm").join(&name);
+    assert!(memory.exists());
+    machine.systemd.must(&["stop", SERVICE]);
+    fs::remove_file(memory).expect("a stop leaves it");
+    let _ = fs::remove_file(format!("/dev/shm/.ivshmem-lock.{name}"));
 
     machine.configure("size 1M\nvectors two\n");
     let ended = machine.systemd.systemctl(&["start", SERVICE]);
