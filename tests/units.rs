@@ -88,6 +88,13 @@ impl Machine {
         self.path(SOCKET)
     }
 
+    /// The number of the group kvm.
+    fn kvm(&self) -> u32 {
+        let text = text_of(&self.path("/etc/group"));
+        let line = text.lines().find_map(|line| line.strip_prefix("kvm:x:")).expect("the group");
+        line.split(':').next().and_then(|number| number.parse().ok()).expect("its number")
+    }
+
     fn configure(&self, text: &str) {
         let file = self.path(&format!("{PREFIX}/etc/ivshmem-server/red.conf"));
         fs::write(file, text).expect("it was installed");
@@ -157,10 +164,7 @@ fn a_region_is_served_where_libvirt_expects_it_over_restarts_until_it_is_stopped
     machine.systemd.must(&["start", SERVICE]);
     let socket = machine.socket();
     let found = socket.metadata().expect("it is there");
-    let group = text_of(&machine.path("/etc/group"));
-    let kvm = group.lines().find_map(|line| line.strip_prefix("kvm:x:")).expect("the group kvm");
-    let kvm = kvm.split(':').next().expect("its number");
-    assert_eq!(found.gid().to_string(), kvm);
+    assert_eq!(found.gid(), machine.kvm());
     assert_eq!((found.uid(), found.mode() & 0o777), (0, 0o660));
 
     let mut peers = vec![Peer::join(&socket, 1)];
@@ -315,6 +319,44 @@ fn the_file_in_etc_sets_the_options_and_a_wrong_line_is_named() {
         text.lines().find(|line| line.contains(&wrong)).map(str::to_owned)
     });
     assert!(line.contains(r#""PRIORITY":"3""#), "{line}");
+}
+
+#[test]
+fn an_option_that_needs_more_than_the_unit_allows_works_with_the_lines_of_the_documentation() {
+    let Some(machine) = Machine::boot() else { return };
+    let name = format!("ivshmem-units-group-{}", std::process::id());
+    machine.configure(&format!("shm-name {name}\nshm-group kvm\nshm-mode 660\n"));
+    assert!(!machine.systemd.systemctl(&["start", SERVICE]).status.success());
+    wait_for("the error in the journal", || {
+        let ended = machine.systemd.run(&["journalctl", "--no-pager", "-u", SERVICE]);
+        ended.stdout.contains("cannot give shared memory").then_some(())
+    });
+    machine.systemd.must(&["stop", SERVICE]);
+    let dir = machine.path(&format!("/etc/systemd/system/{SERVICE}.d"));
+    fs::create_dir(&dir).expect("it is ours");
+    let lines = ["SupplementaryGroups=kvm", "SystemCallFilter=@chown", "ReadWritePaths=/var/log"];
+    let documented = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operate.md"));
+    let documented = documented.expect("a page");
+    for line in lines {
+        let name = line.split('=').next().expect("a name");
+        assert!(documented.contains(&format!("`{name}=")), "{line}");
+    }
+    let text = format!("[Service]\n{}\n", lines.join("\n"));
+    fs::write(dir.join("more.conf"), text).expect("it is ours");
+    machine.systemd.must(&["daemon-reload"]);
+    machine.systemd.must(&["start", SERVICE]);
+    let memory = Path::new("/dev/shm").join(&name);
+    let found = memory.metadata().expect("it is there");
+    assert_eq!((found.gid(), found.mode() & 0o777), (machine.kvm(), 0o660));
+    machine.systemd.must(&["stop", SERVICE]);
+    fs::remove_file(memory).expect("a stop leaves it");
+    let _ = fs::remove_file(format!("/dev/shm/.ivshmem-lock.{name}"));
+
+    let ended = machine.systemd.run(&["chown", "ivshmem", "/var/log"]);
+    assert!(ended.status.success(), "{ended:?}");
+    machine.configure("shm-dir /var/log\n");
+    machine.systemd.must(&["start", SERVICE]);
+    drop(Peer::join(&machine.socket(), 1));
 }
 
 #[test]
