@@ -7,11 +7,16 @@ PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
+DATADIR ?= $(PREFIX)/share
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+UNITS = ivshmem-server@.service ivshmem-server@.socket
 PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install uninstall header clean
+.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install install-units uninstall header clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -71,7 +76,7 @@ fuzz: ## Fuzz the parsers, the server and the client: FUZZ_SECONDS=60 for each t
 	done
 
 # It builds nothing, because root may have no Rust. Run `make` first.
-install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
+install: install-units ## Install what `make` built: PREFIX=/usr/local UNITDIR= SYSCONFDIR=/etc DESTDIR=
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
 	install -m 755 $(addprefix $(TARGET)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)
 	install -m 644 $(TARGET)/libivshmem_server.a $(DESTDIR)$(LIBDIR)
@@ -81,15 +86,35 @@ install: ## Install what `make` built: PREFIX=/usr/local DESTDIR=
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 		-e 's|@VERSION@|$(VERSION)|' ivshmem-server.pc.in \
 		> $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc
+	@# A package does this by itself.
+	@if [ -n "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ]; then :; else \
+		! command -v systemd-sysusers >/dev/null || systemd-sysusers $(SYSUSERSDIR)/ivshmem-server.conf; \
+		[ ! -d /run/systemd/system ] || systemctl daemon-reload; \
+	fi
 	@# The loader finds a new library only after ldconfig, which needs root. A package runs it by itself.
 	@if [ -n "$(DESTDIR)" ]; then :; elif [ "$$(id -u)" = 0 ]; then ldconfig; else \
 		echo "not root: ldconfig was not run; programs need LD_LIBRARY_PATH=$(LIBDIR) to find the library"; \
 	fi
 
+# The units, and what they need but the program.
+install-units:
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSUSERSDIR) $(DESTDIR)$(DATADIR)/ivshmem-server \
+		$(DESTDIR)$(SYSCONFDIR)/ivshmem-server
+	for unit in $(UNITS); do \
+		sed -e 's|/usr/bin/|$(BINDIR)/|g; s|/usr/share/|$(DATADIR)/|g; s|/etc/|$(SYSCONFDIR)/|g' \
+			packaging/systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit || exit; \
+	done
+	install -m 644 packaging/systemd/unit.conf $(DESTDIR)$(DATADIR)/ivshmem-server
+	install -m 644 packaging/sysusers.d/ivshmem-server.conf $(DESTDIR)$(SYSUSERSDIR)
+
 uninstall: ## Remove what `make install` put there
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(PROGRAMS))
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/libivshmem_server,.a .so .so.1)
 	rm -f $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc $(DESTDIR)$(INCLUDEDIR)/ivshmem-server.h
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(SYSUSERSDIR)/ivshmem-server.conf
+	rm -f $(DESTDIR)$(DATADIR)/ivshmem-server/unit.conf
+	! [ -d $(DESTDIR)$(DATADIR)/ivshmem-server ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(DATADIR)/ivshmem-server
+	! [ -d $(DESTDIR)$(SYSCONFDIR)/ivshmem-server ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/ivshmem-server
 
 header: ## Generate include/ivshmem-server.h from src
 	IVSHMEM_WRITE_HEADER=1 $(CARGO) test --quiet --test header committed

@@ -329,6 +329,48 @@ fn the_installed_program_runs_and_uninstall_leaves_no_file() {
     assert_eq!(left, Vec::<String>::new());
 }
 
+#[test]
+fn the_installed_units_name_the_installed_program_and_its_files() {
+    let tree = install();
+    let unit = |name: &str| {
+        let path = tree.path("usr/lib/systemd/system").join(name);
+        fs::read_to_string(path).expect("it was installed")
+    };
+    let service = unit("ivshmem-server@.service");
+    let start = service.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a line");
+    let words: Vec<&str> = start.split(' ').collect();
+    assert_eq!(words[0], "/usr/bin/ivshmem-server");
+    let defaults = "usr/share/ivshmem-server/unit.conf";
+    assert!(words.contains(&&*format!("--config=/{defaults}")), "{start}");
+    assert!(words.contains(&"--config=-/etc/ivshmem-server/%i.conf"), "{start}");
+    assert!(tree.path(defaults).is_file() && tree.path("etc/ivshmem-server").is_dir());
+    assert!(
+        unit("ivshmem-server@.socket").contains("\nListenStream=/var/lib/libvirt/shmem-%i-sock\n")
+    );
+    let accounts = fs::read_to_string(tree.path("usr/lib/sysusers.d/ivshmem-server.conf"));
+    assert!(accounts.expect("it was installed").contains("\nu ivshmem "));
+}
+
+#[test]
+fn other_directories_are_written_into_the_units() {
+    need("make", "make");
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let mut command = Command::new("make");
+    command.arg("-C").arg(project(".")).arg("install-units");
+    command.args(["PREFIX=/opt/x", "UNITDIR=/units", "SYSCONFDIR=/opt/x/etc"]);
+    command.arg(format!("DESTDIR={}", root.path().display()));
+    command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
+    expect_success(&mut command);
+    let service = root.path().join("units/ivshmem-server@.service");
+    let service = fs::read_to_string(service).expect("it was installed");
+    let start = "\nExecStart=/opt/x/bin/ivshmem-server --foreground --supervise \
+                 --socket=/var/lib/libvirt/shmem-%i-sock \
+                 --config=/opt/x/share/ivshmem-server/unit.conf \
+                 --config=-/opt/x/etc/ivshmem-server/%i.conf\n";
+    assert!(service.contains(start), "{service}");
+    assert!(root.path().join("opt/x/lib/sysusers.d/ivshmem-server.conf").is_file());
+}
+
 /// The files that `cargo publish` would put into a package, by their paths in it.
 fn shipped(package: &str) -> BTreeSet<String> {
     let mut cargo = Command::new(env!("CARGO"));
@@ -373,6 +415,10 @@ fn the_package_has_what_building_and_installing_the_c_library_needs() {
         "LICENSE",
         "include/ivshmem-server.h",
         "ivshmem-server.pc.in",
+        "packaging/systemd/ivshmem-server@.service",
+        "packaging/systemd/ivshmem-server@.socket",
+        "packaging/systemd/unit.conf",
+        "packaging/sysusers.d/ivshmem-server.conf",
         "examples/event_loop.c",
         "examples/epoll.c",
         "examples/glib.c",
@@ -380,7 +426,7 @@ fn the_package_has_what_building_and_installing_the_c_library_needs() {
         assert!(files.contains(file), "no {file} in {files:?}");
     }
     // The scripts that these targets call. The other targets are for the repository.
-    for target in ["all", "run", "install", "uninstall"] {
+    for target in ["all", "run", "install", "install-units", "uninstall"] {
         let start = format!("\n{target}:");
         let (_, recipe) = makefile.split_once(&start).expect("a target of that name");
         let recipe = recipe.split("\n\n").next().expect("the part before the next target");

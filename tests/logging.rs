@@ -45,8 +45,9 @@ fn the_system_log_gets_the_severity_of_each_line() {
         return skip("mount namespaces are not available (unshare -rm)");
     };
     command.arg("-S").arg(place.socket()).arg("-p").arg(place.pid_file());
-    command.env("DIR", place.dir()).env("RUST_LOG", "info");
-    let (mut daemon, _) = Background::start(&mut command, &place.pid_file());
+    command.env("DIR", place.dir()).env_remove("RUST_LOG");
+    let (mut daemon, started) = Background::start(&mut command, &place.pid_file());
+    assert_eq!(started.stderr, "", "by default, the caller gets warnings and errors only");
     join_and_be_refused(&place.socket());
     let next = || {
         let mut bytes = [0; 1024];
@@ -54,15 +55,25 @@ fn the_system_log_gets_the_severity_of_each_line() {
         String::from_utf8_lossy(&bytes[..count]).into_owned()
     };
     let pid = daemon.pid();
-    let joined = next();
-    let expected = format!("<30>ivshmem-server[{pid}]: info: peer 0 joined: pid ");
-    assert!(joined.starts_with(&expected), "3 * 8 + 6: {joined}");
-    let refused = next();
-    let expected =
-        format!("<28>ivshmem-server[{pid}]: warn: client refused: no descriptor is left");
-    assert!(refused.starts_with(&expected), "3 * 8 + 4: {refused}");
+    // 3 * 8 + 6 is 30, and 3 * 8 + 4 is 28.
+    let expect = |severity: u8, text: &str| {
+        let line = next();
+        let expected = format!("<{severity}>ivshmem-server[{pid}]: {text}");
+        assert!(line.starts_with(&expected), "{expected}: {line}");
+    };
+    expect(30, concat!("info: version ", env!("CARGO_PKG_VERSION"), " starts: socket \"/"));
+    expect(30, "info: ready: listens at ");
+    expect(30, "info: peer 0 joined: pid ");
+    expect(28, "warn: client refused: no descriptor is left");
+    expect(30, "info: peer 0 left: it hung up");
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
+    expect(30, "info: ends for good, with 0 clients");
+}
+
+/// Whether a line is one of the start: not of a client.
+fn is_of_server(line: &str) -> bool {
+    line.contains("info: version ") || line.contains("info: ready: ")
 }
 
 /// A server in the foreground, whose stderr is the file "stderr" in `place`. JOURNAL_STREAM names that file, or another
@@ -92,7 +103,7 @@ fn lines_have_a_severity_prefix_if_stderr_is_the_journal_and_only_then() {
             let text = text_of(&place.path("stderr"));
             text.contains("refused").then_some(text)
         });
-        let lines: Vec<&str> = text.lines().collect();
+        let lines: Vec<&str> = text.lines().filter(|line| !is_of_server(line)).collect();
         let prefix = |severity| if is_journal { severity } else { "" };
         let joined = format!("{}ivshmem-server: info: peer 0 joined: pid ", prefix("<6>"));
         assert!(lines[0].starts_with(&joined), "{text}");
@@ -106,9 +117,52 @@ fn lines_have_a_severity_prefix_if_stderr_is_the_journal_and_only_then() {
         assert_eq!(command.status().expect("prlimit starts").code(), Some(1));
         let text = text_of(&place.path("stderr"));
         let expected = format!("{}ivshmem-server: ", prefix("<3>"));
-        assert!(text.starts_with(&expected) && text.contains("/nowhere"), "{text}");
+        let last = text.lines().last().expect("a line");
+        assert!(last.starts_with(&expected) && last.contains("/nowhere"), "{text}");
         fs::remove_file(place.path("stderr")).expect("it is there");
         place.assert_holds_only(&[]);
+    }
+}
+
+/// What a server of one client logs from its start to its end, by the severities of the lines.
+fn levels_of(is_journal: bool, variable: Option<&str>, args: &[&str]) -> Vec<String> {
+    let place = Place::new();
+    let mut command = serve_into_file(&place, is_journal, args);
+    command.env_remove("RUST_LOG").envs(variable.map(|value| ("RUST_LOG", value)));
+    let mut server = command.spawn().expect("prlimit starts");
+    wait_for("the server listens", || common::daemon::is_listening(&place.socket()).then_some(()));
+    let peer = Peer::join(&place.socket(), 1);
+    let pid = nix::unistd::Pid::from_raw(server.id().try_into().expect("a pid is an int"));
+    nix::sys::signal::kill(pid, Signal::SIGHUP).expect("it is our child");
+    let mut other = Peer::join(&place.socket(), 1);
+    drop(peer);
+    other.wait_for_departure(0);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).expect("it is our child");
+    assert!(server.wait().expect("waitpid works").success());
+    let text = text_of(&place.path("stderr"));
+    text.lines().map(|line| line.split(": ").nth(1).expect("a level").to_owned()).collect()
+}
+
+#[test]
+fn the_journal_gets_each_step_and_another_stderr_gets_warnings_unless_a_level_is_given() {
+    // Start, ready, two joins, one departure, end; and SIGHUP.
+    let all = (6, 1);
+    let warnings = (0, 1);
+    for (is_journal, variable, args, expected) in [
+        (true, None, &[][..], all),
+        (false, None, &[], warnings),
+        (false, Some("info"), &[], all),
+        (true, Some("warn"), &[], warnings),
+        (false, None, &["--log-level", "info"], all),
+        (true, None, &["--log-level", "warn"], warnings),
+        (true, None, &["--log-level=error"], (0, 0)),
+        // The option wins.
+        (false, Some("error"), &["--log-level=debug"], all),
+        (false, Some("trace"), &["--log-level=warn"], warnings),
+    ] {
+        let levels = levels_of(is_journal, variable, args);
+        let count = |level: &str| levels.iter().filter(|found| *found == level).count();
+        assert_eq!((count("info"), count("warn")), expected, "{variable:?} {args:?}: {levels:?}");
     }
 }
 
@@ -164,7 +218,7 @@ fn a_journal_that_does_not_read_does_not_block_the_server() {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         text.contains(notice).then_some(text)
     });
-    for line in text.lines() {
+    for line in text.lines().filter(|line| !is_of_server(line)) {
         let begin = if line.ends_with(notice) {
             "<4>ivshmem-server: "
         } else {

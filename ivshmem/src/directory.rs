@@ -55,6 +55,8 @@ pub struct Entry {
     pub mode: u32,
     /// The user who owns it.
     pub owner: u32,
+    /// Its group.
+    pub group: u32,
     /// Whether it has a second name.
     pub is_linked: bool,
     /// Its length in bytes.
@@ -68,6 +70,7 @@ impl Entry {
             inode: stat.st_ino,
             mode: stat.st_mode,
             owner: stat.st_uid,
+            group: stat.st_gid,
             is_linked: stat.st_nlink > 1,
             length: stat.st_size as u64,
         }
@@ -146,6 +149,18 @@ impl Pinned {
     /// As `chmod(2)`.
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         fs::set_permissions(self.path(), Permissions::from_mode(mode))
+    }
+}
+
+impl Pinned {
+    /// Gives it to an owner and a group, and returns what it is then. It must not be a symbolic
+    /// link.
+    ///
+    /// # Errors
+    /// As `chown(2)`.
+    pub fn set_owner(&self, owner: Option<u32>, group: Option<u32>) -> io::Result<Entry> {
+        std::os::unix::fs::chown(self.path(), owner, group)?;
+        Entry::of(&self.fd)
     }
 }
 

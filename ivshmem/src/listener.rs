@@ -24,6 +24,14 @@ pub(crate) use accept::Accept;
 use bound::Bound;
 pub use error::Error;
 
+/// What the path of a new socket gets; what is not given is as the kernel makes it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Permissions {
+    pub(crate) mode: Option<u32>,
+    pub(crate) owner: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
 /// A listening socket, and its path if it is ours to remove.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -34,9 +42,9 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Takes `path` without listening there yet. A dead socket in its place is replaced. The mode
-    /// decides which users may connect. Without one it is 0777 minus the umask.
-    pub(crate) fn bind(path: &Path, mode: Option<u32>) -> Result<Self, Error> {
+    /// Takes `path` without listening there yet. A dead socket in its place is replaced. The
+    /// permissions decide which users may connect. Without a mode it is 0777 minus the umask.
+    pub(crate) fn bind(path: &Path, permissions: Permissions) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length == 0 || length > MAX_SOCKET_PATH {
             return Err(Error::PathLength { path: path.into(), limit: MAX_SOCKET_PATH });
@@ -45,17 +53,21 @@ impl Listener {
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(|errno| {
             Error::Socket { path: path.into(), action: "create", source: errno.into() }
         })?;
-        let bound = Bound::bind(&fd, path, mode)?;
+        let bound = Bound::bind(&fd, path, permissions)?;
         // Connections inherit it.
         let refuses_descriptors = sys::refuse_descriptors(fd.as_fd()).is_ok();
         Ok(Self { bound: Some(bound), socket: UnixListener::from(fd), refuses_descriptors })
     }
 
-    /// Takes a socket that the caller has bound; its path, if any, stays the caller's, and so
-    /// does its mode: to ask for one is an error.
-    pub(crate) fn given(socket: UnixListener, mode: Option<u32>) -> Result<Self, Error> {
+    /// Takes a socket that the caller has bound; its path, if any, stays the caller's, and so do
+    /// its permissions: to ask for some is an error.
+    pub(crate) fn given(socket: UnixListener, permissions: Permissions) -> Result<Self, Error> {
+        let Permissions { mode, owner, group } = permissions;
         if let Some(mode) = mode {
             return Err(Error::ModeOfGiven { mode });
+        }
+        if owner.is_some() || group.is_some() {
+            return Err(Error::OwnerOfGiven { owner, group });
         }
         socket.set_nonblocking(true).map_err(|source| Error::System {
             action: "make the given socket non-blocking",
@@ -159,7 +171,7 @@ mod tests {
     #[test]
     fn a_listener_that_was_shut_down_is_dead() {
         let (dir, socket) = given();
-        let listener = Listener::given(socket, None).expect("it can be used");
+        let listener = Listener::given(socket, Permissions::default()).expect("it can be used");
         assert!(matches!(listener.accept(), Accept::None));
         let _client = UnixStream::connect(dir.path().join("socket")).expect("it listens");
         assert!(matches!(listener.accept(), Accept::Accepted(_)));
@@ -172,8 +184,23 @@ mod tests {
     #[test]
     fn a_mode_for_a_given_listener_is_refused() {
         let (_dir, socket) = given();
-        let error = Listener::given(socket, Some(0o660)).expect_err("its mode is the caller's");
+        let permissions = Permissions { mode: Some(0o660), ..Permissions::default() };
+        let error = Listener::given(socket, permissions).expect_err("its mode is the caller's");
         assert!(error.to_string().contains("660"), "{error}");
         assert_eq!(error.errno(), libc::EINVAL);
+    }
+
+    #[test]
+    fn an_owner_or_a_group_for_a_given_listener_is_refused() {
+        let (owner, group) = (Some(70_001), Some(70_002));
+        for (owner, group) in [(owner, None), (None, group), (owner, group)] {
+            let (_dir, socket) = given();
+            let permissions = Permissions { mode: None, owner, group };
+            let error = Listener::given(socket, permissions).expect_err("they are the caller's");
+            for number in [owner, group].into_iter().flatten() {
+                assert!(error.to_string().contains(&number.to_string()), "{error}");
+            }
+            assert_eq!(error.errno(), libc::EINVAL);
+        }
     }
 }

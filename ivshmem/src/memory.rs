@@ -109,6 +109,8 @@ pub(crate) struct Options {
     pub(crate) is_exact: bool,
     /// The mode of a new POSIX object or file.
     pub(crate) mode: Option<u32>,
+    /// The group of a new POSIX object or file.
+    pub(crate) group: Option<u32>,
     /// The size of huge pages that it must have.
     pub(crate) huge_page: Option<u64>,
     /// The nodes on which it is allocated.

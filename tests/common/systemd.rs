@@ -37,7 +37,9 @@ for unit in systemd-udevd.service systemd-udev-trigger.service systemd-udevd-con
     proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount; do
     ln -s /dev/null "/etc/systemd/system/$unit"
 done
-cp "$1"/*.service /etc/systemd/system/
+for unit in "$1"/*.service "$1"/*.socket; do
+    if [ -e "$unit" ]; then cp "$unit" /etc/systemd/system/; fi
+done
 mkdir "/sys/fs/cgroup/$2"
 echo 0 >"/sys/fs/cgroup/$2/cgroup.procs"
 umount /sys/fs/cgroup

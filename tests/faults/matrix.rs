@@ -105,6 +105,8 @@ pub(crate) const MATRIX: &[Row] = &[
     row(Start, "setsockopt", Harmless, 1, &["ENOPROTOOPT", "EBADF", "ENOTSOCK", "EFAULT", "EPERM"]),
     row(Start, "listen", Fails, 1, &["EADDRINUSE", "EBADF", "ENOTSOCK", "EOPNOTSUPP", "EINVAL"]),
     row(Start, "chmod", Fails, 1, &["EPERM", "EROFS", "ENOENT", "EIO", "ENOMEM"]),
+    row(Start, "chown", Fails, 1, &["EPERM", "EROFS", "ENOENT", "EIO", "ENOMEM"]),
+    row(Start, "fchown", Fails, 1, &["EPERM", "EROFS", "EIO"]),
     // Going to the background, and the pid file.
     row(Start, "mkdirat", FailsOrHarmless, 2, &["EACCES", "EEXIST", "ENOSPC", "EROFS", "ENOMEM", "EDQUOT"]),
     // What cannot be looked at is left: it may be another's by now.

@@ -5,13 +5,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getegid};
 use tempfile::TempDir;
 
 use crate::common::daemon::program;
@@ -27,9 +28,9 @@ enum Way {
     Named,
     /// A file in a directory.
     Directory,
-    /// A sealed memfd, and the socket's mode set.
+    /// A sealed memfd, and the socket's mode and group set.
     Sealed,
-    /// Where a killed server has left its socket.
+    /// Where a killed server has left its socket, and the memory's mode and group set.
     Leftover,
     /// As the background process, told so by the option that the program tells itself.
     Background,
@@ -86,13 +87,27 @@ impl Place {
         left
     }
 
+    /// Of the memory.
+    fn name(&self) -> &OsStr {
+        self.shm.file_name().expect("it has a name")
+    }
+
     fn start(&self, way: Way, faults: &str) -> Child {
         let mut command = strace::command(&self.note("log"), faults, program());
+        // The log of a start is no part of it, and its errors are ignored.
+        command.env("RUST_LOG", "warn");
         command.arg("-S").arg(self.socket()).args(["-n", "2", "-l", "64K"]);
         match way {
             Way::Directory => command.arg("-m").arg(self.dir.path()),
-            Way::Sealed => command.args(["--memfd", "--socket-mode=660"]),
-            _ => command.arg("-M").arg(self.shm.file_name().expect("it has a name")),
+            Way::Sealed => {
+                let group = format!("--socket-group={}", getegid());
+                command.args(["--memfd", "--socket-mode=660", &group])
+            }
+            Way::Leftover => {
+                let group = format!("--shm-group={}", getegid());
+                command.args(["--shm-mode=660", &group, "-M"]).arg(self.name())
+            }
+            _ => command.arg("-M").arg(self.name()),
         };
         match way {
             Way::Background | Way::Launch => command.arg("-p").arg(self.pid_file()),

@@ -37,7 +37,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 use nix::unistd::geteuid;
 
-use super::Error;
+use super::{Error, Permissions};
 use crate::directory::{Directory, Entry, Pinned};
 use crate::lock_file::{Failure, LockFile};
 
@@ -59,14 +59,18 @@ pub(super) struct Bound {
 
 impl Bound {
     /// Binds `socket` to `path`. A dead socket in its place is replaced.
-    pub(super) fn bind(socket: &OwnedFd, path: &Path, mode: Option<u32>) -> Result<Self, Error> {
+    pub(super) fn bind(
+        socket: &OwnedFd,
+        path: &Path,
+        permissions: Permissions,
+    ) -> Result<Self, Error> {
         let (directory, name) =
             Directory::of(path).map_err(failed(path, "open the directory of"))?;
         let place = Place { path, directory: &directory, name: &name };
         let entry = if directory.is_safe() {
-            place.bind_here(socket, mode)?
+            place.bind_here(socket, permissions)?
         } else {
-            place.bind_apart(socket, mode)?
+            place.bind_apart(socket, permissions)?
         };
         let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
         Ok(Self { path, directory: directory.park(), name, entry, removes_path: true })
@@ -135,7 +139,7 @@ impl Place<'_> {
     }
 
     /// Binds at the path itself, in a directory where nobody else can exchange it.
-    fn bind_here(self, socket: &OwnedFd, mode: Option<u32>) -> Result<Entry, Error> {
+    fn bind_here(self, socket: &OwnedFd, permissions: Permissions) -> Result<Entry, Error> {
         let address = UnixAddr::new(self.path)
             .map_err(|errno| self.failed("use the name of")(errno.into()))?;
         let bind = || bind(socket.as_raw_fd(), &address);
@@ -164,13 +168,13 @@ impl Place<'_> {
                 return Err(find(error));
             }
         };
-        self.finish(&made, mode).inspect_err(|_| {
+        self.finish(&made, permissions).inspect_err(|_| {
             let _ = self.directory.remove(self.name, &made.entry);
         })
     }
 
     /// Binds in a private directory, and moves the socket to its name.
-    fn bind_apart(self, socket: &OwnedFd, mode: Option<u32>) -> Result<Entry, Error> {
+    fn bind_apart(self, socket: &OwnedFd, permissions: Permissions) -> Result<Entry, Error> {
         let private =
             self.directory.private().map_err(self.failed("make a private directory for"))?;
         let address = UnixAddr::new(&private.entry_path())
@@ -183,7 +187,7 @@ impl Place<'_> {
                 Ok(None) => return Err(find(io::ErrorKind::NotFound.into())),
                 Err(error) => return Err(find(error)),
             };
-            let entry = self.finish(&made, mode)?;
+            let entry = self.finish(&made, permissions)?;
             let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
             let result = match private.publish(self.directory, self.name) {
                 Err(error) if is_taken(&error) => {
@@ -203,18 +207,29 @@ impl Place<'_> {
         })
     }
 
-    /// Gives the socket that was made its mode.
-    fn finish(&self, made: &Pinned, mode: Option<u32>) -> Result<Entry, Error> {
+    /// Gives the socket that was made its mode, owner and group. Nobody can connect to it yet.
+    fn finish(&self, made: &Pinned, permissions: Permissions) -> Result<Entry, Error> {
         let entry = made.entry;
         if !entry.is_type(libc::S_IFSOCK) || !entry.is_own() {
             let text = "another process exchanged it";
             let error = io::Error::new(io::ErrorKind::PermissionDenied, text);
             return Err(self.failed("find the newly bound")(error));
         }
+        let Permissions { mode, owner, group } = permissions;
         if let Some(mode) = mode {
             made.set_mode(mode).map_err(self.failed("set the mode of"))?;
         }
-        Ok(entry)
+        if owner.is_none() && group.is_none() {
+            return Ok(entry);
+        }
+        // Last, as only an owner may set the mode. In a sticky directory the new owner may exchange
+        // it from now on, so the entry says whose it is.
+        made.set_owner(owner, group).map_err(|source| Error::Owner {
+            path: self.path.into(),
+            owner,
+            group,
+            source,
+        })
     }
 
     /// Makes the name free: removes what has it, if that is a dead socket. The lock that this

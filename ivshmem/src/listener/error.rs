@@ -78,6 +78,32 @@ pub enum Error {
         /// The mode as given.
         mode: u32,
     },
+    /// An owner or a group was given together with a socket of the caller's.
+    #[error(
+        "{} cannot be applied to a given listening socket; set it where the socket is bound, or \
+         give a socket path", owner_and_group(*owner, *group)
+    )]
+    OwnerOfGiven {
+        /// The user id as given.
+        owner: Option<u32>,
+        /// The group id as given.
+        group: Option<u32>,
+    },
+    /// The socket could not be given to this owner or group.
+    #[error(
+        "cannot give socket {path:?} to {}; only root may give a file to another user, or to a \
+         group that it is not in", owner_and_group(*owner, *group)
+    )]
+    Owner {
+        /// The path as given.
+        path: PathBuf,
+        /// The user id as given.
+        owner: Option<u32>,
+        /// The group id as given.
+        group: Option<u32>,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A system call for the socket at this path failed.
     #[error("cannot {action} socket {path:?}")]
     Socket {
@@ -105,8 +131,10 @@ impl Error {
             Self::InUse { .. } => ErrorKind::InUse,
             Self::NotASocket { .. } => ErrorKind::Occupied,
             Self::ForeignLock { .. } => ErrorKind::Untrusted,
-            Self::PathLength { .. } | Self::ModeOfGiven { .. } => ErrorKind::InvalidInput,
-            Self::Socket { .. } | Self::System { .. } => ErrorKind::System,
+            Self::PathLength { .. } | Self::ModeOfGiven { .. } | Self::OwnerOfGiven { .. } => {
+                ErrorKind::InvalidInput
+            }
+            Self::Owner { .. } | Self::Socket { .. } | Self::System { .. } => ErrorKind::System,
         }
     }
 
@@ -117,9 +145,18 @@ impl Error {
             Self::InUse { .. } => Errno::EADDRINUSE,
             Self::NotASocket { .. } => Errno::EEXIST,
             Self::ForeignLock { .. } => Errno::EACCES,
-            Self::ModeOfGiven { .. } => Errno::EINVAL,
-            Self::Socket { source, .. } | Self::System { source, .. } => return errno_of(source),
+            Self::ModeOfGiven { .. } | Self::OwnerOfGiven { .. } => Errno::EINVAL,
+            Self::Owner { source, .. }
+            | Self::Socket { source, .. }
+            | Self::System { source, .. } => return errno_of(source),
         };
         errno as i32
     }
+}
+
+/// Names what was given.
+fn owner_and_group(owner: Option<u32>, group: Option<u32>) -> String {
+    let owner = owner.map(|id| format!("user id {id}"));
+    let group = group.map(|id| format!("group id {id}"));
+    [owner, group].into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }

@@ -244,6 +244,34 @@ pub enum Error {
         /// The mode that a new object would get.
         allowed: u32,
     },
+    /// Another group than the one that was asked for may write the object.
+    #[error(
+        "{memory} belongs to group id {group} and has mode {mode:04o}, so that group may write it, \
+         but the group for shared memory is {wanted}; change the group of the object, or remove it"
+    )]
+    OtherGroup {
+        /// Which object.
+        memory: String,
+        /// Its group.
+        group: u32,
+        /// Its mode.
+        mode: u32,
+        /// The group that a new object would get.
+        wanted: u32,
+    },
+    /// The new object could not be given to this group.
+    #[error(
+        "cannot give shared memory {memory} to group id {group}; only root may name a group that \
+         it is not in"
+    )]
+    Group {
+        /// Which memory.
+        memory: String,
+        /// The group as given.
+        group: u32,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// The file system has no room for the memory.
     #[error(
         "shared memory {memory} of {wanted} bytes does not fit: its file system has {available} \
@@ -293,6 +321,7 @@ impl Error {
             | Self::FixedSize { .. } => ErrorKind::Occupied,
             Self::Foreign { .. }
             | Self::Writable { .. }
+            | Self::OtherGroup { .. }
             | Self::Link { .. }
             | Self::Linked { .. } => ErrorKind::Untrusted,
             Self::NoRoom { .. } | Self::Limit { .. } | Self::FewHugePages { .. } => {
@@ -308,7 +337,7 @@ impl Error {
             | Self::OtherPages { .. }
             | Self::NoNode { .. }
             | Self::Unmovable { .. } => ErrorKind::InvalidInput,
-            Self::System { .. } => ErrorKind::System,
+            Self::Group { .. } | Self::System { .. } => ErrorKind::System,
         }
     }
 
@@ -316,7 +345,7 @@ impl Error {
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::Limit { .. } => Errno::EFBIG,
-            Self::System { source, .. } => return errno_of(source),
+            Self::Group { source, .. } | Self::System { source, .. } => return errno_of(source),
             _ => match self.kind() {
                 ErrorKind::InUse => Errno::EBUSY,
                 ErrorKind::Occupied => Errno::EEXIST,

@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::PathBuf;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -44,6 +44,9 @@ use crate::sys::Mapping;
 
 /// Write permission for others than the owner.
 const OTHERS_WRITE: u32 = 0o022;
+
+/// Write permission for the group.
+const GROUP_WRITE: u32 = 0o020;
 
 /// Where the object is.
 #[derive(Debug)]
@@ -91,6 +94,8 @@ pub(super) struct Named {
 struct Settings {
     /// As given, for a new object.
     mode: Option<u32>,
+    /// The group of a new object.
+    group: Option<u32>,
     /// That of a new object without `mode`, less the umask.
     default_mode: u32,
     /// The object stays at the end.
@@ -114,8 +119,8 @@ impl Named {
         default_mode: u32,
     ) -> Result<Self, Error> {
         let lock = Lock::beside(&place.directory, &place.path, &place.name, &place.given)?;
-        let Options { mode, keeps, is_exact, .. } = *options;
-        let settings = Settings { mode, default_mode, keeps, is_file: false, is_exact };
+        let Options { mode, group, keeps, is_exact, .. } = *options;
+        let settings = Settings { mode, group, default_mode, keeps, is_file: false, is_exact };
         Self::open(place, lock, settings)
     }
 
@@ -126,8 +131,8 @@ impl Named {
         default_mode: u32,
     ) -> Result<Self, Error> {
         let lock = Lock::near(&place.directory, &place.path, &place.name, &place.given)?;
-        let Options { mode, is_exact, .. } = *options;
-        let settings = Settings { mode, default_mode, keeps: true, is_file: true, is_exact };
+        let Options { mode, group, is_exact, .. } = *options;
+        let settings = Settings { mode, group, default_mode, keeps: true, is_file: true, is_exact };
         Self::open(place, lock, settings)
     }
 
@@ -176,15 +181,8 @@ fn find_or_make(
     loop {
         match directory.create(name, default) {
             Ok(object) => {
-                let entry = Entry::of(&object).map_err(failed("look at"));
-                let made = match (entry, settings.mode) {
-                    // The mode is independent of the umask.
-                    (Ok(entry), Some(mode)) => object
-                        .set_permissions(Permissions::from_mode(mode))
-                        .map(|()| entry)
-                        .map_err(failed("set the mode of")),
-                    (entry, _) => entry,
-                };
+                let made = give(&object, label, settings)
+                    .and_then(|()| Entry::of(&object).map_err(failed("look at")));
                 return match made {
                     Ok(entry) => Ok((object, entry, true)),
                     Err(error) => {
@@ -221,6 +219,24 @@ fn find_or_make(
     }
 }
 
+/// Gives a new object its group and mode. The group comes first: the one before never gets the mode.
+fn give(object: &File, label: &str, settings: Settings) -> Result<(), Error> {
+    if let Some(group) = settings.group {
+        fchown(object, None, Some(group)).map_err(|source| Error::Group {
+            memory: label.to_owned(),
+            group,
+            source,
+        })?;
+    }
+    match settings.mode {
+        // The mode is independent of the umask.
+        Some(mode) => object
+            .set_permissions(Permissions::from_mode(mode))
+            .map_err(Error::system(label, "set the mode of")),
+        None => Ok(()),
+    }
+}
+
 /// The size that a note is about.
 fn size_of(note: u64) -> Option<u64> {
     1u64.checked_shl(u32::try_from(note.checked_sub(1)?).ok()?)
@@ -248,6 +264,10 @@ fn check(entry: &Entry, label: &str, settings: Settings) -> Result<(), Error> {
     let allowed = settings.allowed();
     if mode & OTHERS_WRITE & !allowed != 0 {
         return Err(Error::Writable { memory, owner, mode, allowed });
+    }
+    let other = |&group: &u32| group != entry.group && mode & GROUP_WRITE != 0;
+    if let Some(wanted) = settings.group.filter(other) {
+        return Err(Error::OtherGroup { memory, group: entry.group, mode, wanted });
     }
     // Another user may have given a file of this user a name here. And two servers could serve it,
     // each by one name.

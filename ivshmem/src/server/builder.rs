@@ -21,7 +21,7 @@ use super::reactor::Reactor;
 use super::resume::Resumed;
 use super::roster::{Key, Roster};
 use super::state::{State, Things};
-use crate::listener::Listener;
+use crate::listener::{Listener, Permissions};
 use crate::memory::{Memory, Nodes, Options};
 use crate::{Error, Keeper, MAX_VECTORS, MemorySource, sys};
 
@@ -57,7 +57,7 @@ pub struct Builder {
     memory: Option<MemorySource>,
     memory_options: Options,
     vectors: u32,
-    socket_mode: Option<u32>,
+    permissions: Permissions,
     backlog: u32,
     first_id: u16,
     id_space: u32,
@@ -73,7 +73,7 @@ impl Default for Builder {
             memory: None,
             memory_options: Options::default(),
             vectors: 1,
-            socket_mode: None,
+            permissions: Permissions::default(),
             backlog: 4096,
             first_id: 0,
             id_space: crate::protocol::ID_SPACE,
@@ -96,7 +96,36 @@ impl Builder {
     /// Defaults to 0777 without the bits of the umask. With a [`listener`](Self::listener) it is
     /// an error.
     pub fn socket_mode(mut self, mode: u32) -> Self {
-        self.socket_mode = Some(mode);
+        self.permissions.mode = Some(mode);
+        self
+    }
+
+    /// The user that owns the socket's path. Defaults to the user of the process. Only root may
+    /// give it to another user. With a [`listener`](Self::listener) it is an error.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// use std::os::unix::fs::MetadataExt;
+    /// use ivshmem::Server;
+    ///
+    /// // The directory's are the process's own. Members of the group may connect.
+    /// let (user, group) = (dir.path().metadata()?.uid(), dir.path().metadata()?.gid());
+    /// let builder = Server::builder().socket_path(&path).socket_mode(0o660);
+    /// let server = builder.socket_owner(user).socket_group(group).start()?;
+    /// assert_eq!(path.metadata()?.gid(), group);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn socket_owner(mut self, uid: u32) -> Self {
+        self.permissions.owner = Some(uid);
+        self
+    }
+
+    /// The group of the socket's path, whose members may connect with a
+    /// [`socket_mode`](Self::socket_mode) such as 0660. A process that is not root can name only
+    /// groups that it is in. With a [`listener`](Self::listener) it is an error.
+    pub fn socket_group(mut self, gid: u32) -> Self {
+        self.permissions.group = Some(gid);
         self
     }
 
@@ -119,6 +148,14 @@ impl Builder {
     /// file to 0600.
     pub fn memory_mode(mut self, mode: u32) -> Self {
         self.memory_options.mode = Some(mode);
+        self
+    }
+
+    /// The group of a POSIX shared memory object or a file that the server creates; give a
+    /// [`memory_mode`](Self::memory_mode) such as 0660 too. An existing object that another group
+    /// may write is not served. Defaults to the group of the process.
+    pub fn memory_group(mut self, gid: u32) -> Self {
+        self.memory_options.group = Some(gid);
         self
     }
 
@@ -296,12 +333,12 @@ impl Builder {
             (Some(Socket::Path(path)), Some(kept)) => {
                 match Listener::resume(kept, &path, path_before)? {
                     Some(listener) => listener,
-                    None => Listener::bind(&path, self.socket_mode)?,
+                    None => Listener::bind(&path, self.permissions)?,
                 }
             }
-            (Some(Socket::Path(path)), None) => Listener::bind(&path, self.socket_mode)?,
-            (Some(Socket::Given(listener)), _) => Listener::given(listener, self.socket_mode)?,
-            (None, Some(kept)) => Listener::given(kept, self.socket_mode)?,
+            (Some(Socket::Path(path)), None) => Listener::bind(&path, self.permissions)?,
+            (Some(Socket::Given(listener)), _) => Listener::given(listener, self.permissions)?,
+            (None, Some(kept)) => Listener::given(kept, self.permissions)?,
             (None, None) => return Err(Error::NoSocket),
         };
         let (mut first, mut space) = (self.first_id, self.id_space);

@@ -7,13 +7,18 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
 use ivshmem::MAX_VECTORS;
 
 #[path = "args/access.rs"]
 mod access;
+#[path = "args/config.rs"]
+mod config;
 
 use access::Access;
+pub(crate) use access::Account;
+use config::Lines;
 
 /// Shares memory and interrupts between QEMU virtual machines. To attach a machine:
 /// -chardev socket,path=SOCKET,id=ID -device ivshmem-doorbell,vectors=N,chardev=ID
@@ -23,6 +28,12 @@ pub(crate) struct Args {
     /// Show this help
     #[arg(short = 'h', long, action = clap::ArgAction::Help)]
     help: Option<bool>,
+
+    /// Read options from FILE: long options without dashes, one a line. Those on the command line,
+    /// and in the FILE of a later --config, replace them. With a '-' before its name (--config=-FILE)
+    /// it may be missing
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
 
     /// Print each join and leave on stdout; needs -F
     #[arg(short, long)]
@@ -45,6 +56,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub(crate) socket_mode: Option<u32>,
 
+    /// Owner of the socket, by name or number; root only [default: the user of the server]
+    #[arg(long, value_name = "USER", value_parser = access::user)]
+    pub(crate) socket_owner: Option<u32>,
+
+    /// Group of the socket, by name or number; with --socket-mode 660 its members may attach
+    #[arg(long, value_name = "GROUP", value_parser = access::group)]
+    pub(crate) socket_group: Option<u32>,
+
     /// Share the POSIX shared memory object NAME [default: ivshmem]
     #[arg(short = 'M', long, value_name = "NAME", overrides_with_all = ["shm_dir", "memfd", "shm_file"])]
     shm_name: Option<OsString>,
@@ -54,6 +73,11 @@ pub(crate) struct Args {
     /// the umask, and 0600 for --shm-file]
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub(crate) shm_mode: Option<u32>,
+
+    /// Group of a new object of -M, by name or number; needs --shm-mode. An existing object that
+    /// another group may write is refused
+    #[arg(long, value_name = "GROUP", value_parser = access::group, requires = "shm_mode")]
+    pub(crate) shm_group: Option<u32>,
 
     /// Share an unnamed file in the directory DIR, which may be on hugetlbfs
     #[arg(short = 'm', long, value_name = "DIR", overrides_with_all = ["shm_name", "memfd", "shm_file"])]
@@ -118,6 +142,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID", default_value = "0", value_parser = clap::value_parser!(u16))]
     pub(crate) first_id: u16,
 
+    /// Give up root after the start: go on as this user, by name or number, with its groups and
+    /// without capabilities. With --supervise the supervisor stays root
+    #[arg(long, value_name = "USER", value_parser = access::account)]
+    pub(crate) user: Option<Account>,
+
+    /// Once listening, write the line READY=1 to the open descriptor FD, and close it
+    #[arg(long, value_name = "FD", value_parser = descriptor)]
+    pub(crate) ready_fd: Option<i32>,
+
+    /// Write log lines of this level and above [default: RUST_LOG, or info in the journal and the
+    /// system log, and warn elsewhere]
+    #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    pub(crate) log_level: Option<String>,
+
     /// Once listening, print commands that attach a QEMU, list the peers and interrupt them
     #[arg(long)]
     pub(crate) hint: bool,
@@ -134,6 +172,10 @@ pub(crate) struct Args {
     /// Run as the background process; see `detach`
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
+
+    /// The arguments, with those of the configuration files.
+    #[arg(skip)]
+    pub(crate) words: Vec<OsString>,
 }
 
 /// The kind of shared memory.
@@ -143,6 +185,18 @@ pub(crate) enum Memory {
     Directory(PathBuf),
     Sealed,
     File(PathBuf),
+}
+
+impl Memory {
+    /// For the log.
+    pub(crate) fn description(&self) -> String {
+        match self {
+            Self::Name(name) => format!("shared memory {name:?}"),
+            Self::Directory(directory) => format!("memory in the directory {directory:?}"),
+            Self::Sealed => "sealed anonymous memory".to_owned(),
+            Self::File(path) => format!("memory in the file {path:?}"),
+        }
+    }
 }
 
 impl Args {
@@ -162,17 +216,56 @@ impl Args {
     }
 }
 
-/// Parses the command line. Help and version are returned as errors, as usual with clap.
+/// Parses the command line, and the configuration files that it names. Help and version are returned
+/// as errors, as usual with clap.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
-    let args = Args::try_parse_from(arguments)?;
+    let mut words: Vec<OsString> = arguments.into_iter().collect();
+    // The supervisor has read the files, and passes their options on.
+    let lines = if is_child_of_supervisor() {
+        Lines::default()
+    } else {
+        Lines::of(&words, &Args::command())?
+    };
+    lines.insert_into(&mut words);
+    let parsed = Args::try_parse_from(&words).and_then(check);
+    let mut args = parsed.map_err(|error| lines.locate(error))?;
+    args.words = words.into_iter().skip(1).collect();
+    Ok(args)
+}
+
+/// The text of an error of [`parse`] on one line, without the usage.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    config::text_of(error)
+}
+
+/// What clap does not check.
+fn check(args: Args) -> Result<Args, clap::Error> {
     if args.verbose && !args.foreground {
-        use clap::CommandFactory;
-        return Err(Args::command().error(
-            clap::error::ErrorKind::MissingRequiredArgument,
+        let mut error = Args::command().error(
+            ErrorKind::MissingRequiredArgument,
             "cannot use verbose (-v) in daemon mode: add -F to stay in the foreground",
-        ));
+        );
+        error.insert(ContextKind::InvalidArg, ContextValue::String("--verbose".into()));
+        return Err(error);
     }
     Ok(args)
+}
+
+/// Whether the process that started this one is a supervisor; see `supervise`.
+pub(crate) fn is_child_of_supervisor() -> bool {
+    let parent = std::os::unix::process::parent_id().to_string();
+    std::env::var("IVSHMEM_SUPERVISOR").is_ok_and(|supervisor| supervisor == parent)
+}
+
+/// Parses the number of a descriptor that is not one of the standard streams.
+fn descriptor(text: &str) -> Result<i32, String> {
+    digits(text, 10)
+        .flatten()
+        .and_then(|number| i32::try_from(number).ok())
+        .filter(|&number| number > 2)
+        .ok_or_else(|| {
+            "a descriptor is a number of 3 or above; 0, 1 and 2 are the standard streams".into()
+        })
 }
 
 /// Parses a size: a number, with a fraction if it has a suffix; or `0x…` without a suffix.
@@ -359,6 +452,12 @@ mod tests {
             ("x --numa-node 0,x", ["--numa-node", "x", "digit"]),
             ("x --hugetlb big", ["--hugetlb", "big", "suffix"]),
             ("x --shm-mode 1777", ["--shm-mode", "1777", "octal"]),
+            ("x --shm-group 0", ["--shm-mode", "required", "Usage"]),
+            ("x --socket-owner 4294967296", ["--socket-owner", "4294967296", "0 to 4294967295"]),
+            ("x --user 0", ["--user", "0", "root"]),
+            ("x --ready-fd 2", ["--ready-fd", "2", "3 or above"]),
+            ("x --ready-fd x", ["--ready-fd", "x", "3 or above"]),
+            ("x --log-level loud", ["--log-level", "loud", "debug"]),
             ("x -v", ["-v", "daemon", "-F"]),
             ("x -z", ["-z", "unexpected", "Usage"]),
         ] {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The log: to stderr in the foreground, to the system log in the background.
 //!
-//! `RUST_LOG` selects the levels; the default is warnings and errors. Each line has the severity of
+//! `--log-level` or else `RUST_LOG` selects the levels. Without them, the journal and the system log get each start, end,
+//! join and departure (info), and every other stderr gets warnings and errors: the caller of a server may compare what it
+//! prints. Each line has the severity of
 //! syslog(3). The journal reads it from a prefix `<N>` on stderr; every other stderr gets no prefix.
 
 #![forbid(unsafe_code)]
@@ -19,15 +21,27 @@ use crate::args::Args;
 use crate::output::Output;
 
 pub(crate) fn start(args: &Args) {
-    let mut builder = Builder::from_env(Env::default().default_filter_or("warn"));
+    let in_background = args.detached || args.supervised;
+    let is_default = args.log_level.is_none() && std::env::var_os("RUST_LOG").is_none();
+    let mut builder = match &args.log_level {
+        Some(level) => {
+            let mut builder = Builder::new();
+            builder.parse_filters(level);
+            builder
+        }
+        None => {
+            let default = if in_background || is_in_journal() { "info" } else { "warn" };
+            Builder::from_env(Env::default().default_filter_or(default))
+        }
+    };
     builder.format(|out, record| {
         let level = record.level();
         let name = level.as_str().to_ascii_lowercase();
         writeln!(out, "{}ivshmem-server: {name}: {}", prefix(level), record.args())
     });
-    builder.target(Target::Pipe(if args.detached || args.supervised {
+    builder.target(Target::Pipe(if in_background {
         let stderr = Journaled::new(Output::passing(io::stderr));
-        Box::new(SystemLog { socket: None, stderr })
+        Box::new(SystemLog { socket: None, stderr, is_default })
     } else {
         Box::new(Journaled::new(Output::new(io::stderr)))
     }));
@@ -71,6 +85,11 @@ fn is_journal(stream: impl AsFd, variable: Option<&str>) -> bool {
     fstat(stream).is_ok_and(|stat| variable == Some(&name(stat)))
 }
 
+/// Whether stderr is the journal.
+pub(crate) fn is_in_journal() -> bool {
+    is_journal(io::stderr(), std::env::var("JOURNAL_STREAM").ok().as_deref())
+}
+
 /// Stderr, which may be the journal.
 struct Journaled {
     stderr: Output<Stderr>,
@@ -79,8 +98,7 @@ struct Journaled {
 
 impl Journaled {
     fn new(stderr: Output<Stderr>) -> Self {
-        let variable = std::env::var("JOURNAL_STREAM").ok();
-        let journal = is_journal(io::stderr(), variable.as_deref());
+        let journal = is_in_journal();
         let stderr = if journal { stderr.with_notice_prefix(prefix(Level::Warn)) } else { stderr };
         Self { stderr, journal }
     }
@@ -107,6 +125,8 @@ impl Write for Journaled {
 struct SystemLog {
     socket: Option<UnixDatagram>,
     stderr: Journaled,
+    /// Nobody has asked for more than warnings on stderr.
+    is_default: bool,
 }
 
 /// The facility "daemon" of syslog(3).
@@ -132,7 +152,9 @@ impl Write for SystemLog {
                 })
                 .ok();
         }
-        self.stderr.line(line);
+        if self.stderr.journal || !self.is_default || severity <= self::severity(Level::Warn) {
+            self.stderr.line(line);
+        }
         Ok(line.len())
     }
 

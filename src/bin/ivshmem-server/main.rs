@@ -21,10 +21,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 mod args;
 mod detach;
 mod hint;
+mod lifecycle;
 mod logging;
 mod manager;
 mod output;
 mod pidfile;
+mod privileges;
+mod ready;
 mod supervise;
 #[path = "../../verbose.rs"]
 mod verbose;
@@ -32,26 +35,38 @@ mod verbose;
 use args::{Args, Memory};
 use manager::Manager;
 use output::Output;
+use ready::ReadyFd;
 use verbose::Line;
 
 fn main() -> ExitCode {
     let args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {
-            let _ = error.print();
+            if error.use_stderr() && logging::is_in_journal() {
+                logging::report(args::one_line(&error));
+            } else {
+                let _ = error.print();
+            }
             // Like the reference, not 2 like clap.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let outcome = match (args.foreground || args.detached, args.supervise) {
-        (true, true) => supervise::run(&args),
-        (true, false) => serve(&args),
-        (false, _) => detach::launch(),
+    let outcome = if args.foreground || args.detached {
+        run(&args)
+    } else {
+        // The process in the background gets all descriptors that this one has.
+        detach::launch()
     };
     outcome.unwrap_or_else(|error| {
         logging::report(Chain(&*error));
         ExitCode::FAILURE
     })
+}
+
+fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let ready = ReadyFd::take(args)?;
+    privileges::check(args.user.as_ref())?;
+    if args.supervise { supervise::run(args, ready) } else { serve(args, ready) }
 }
 
 /// Any error; its sources are printed with it.
@@ -76,7 +91,7 @@ impl Talk {
     }
 }
 
-fn serve(args: &Args) -> Result<ExitCode, Failure> {
+fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     // From here on a signal waits until the loop reads it, so that it never interrupts the start.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -124,6 +139,9 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         Some(keeper) => keeper.take_listener(),
         None => inherited_listener(),
     };
+    lifecycle::starting(args, listener.is_some());
+    // In a sticky directory, the server can remove its socket at the end only if it owns it.
+    let new_user = args.user.as_ref().filter(|_| listener.is_none()).map(|user| user.uid);
     let mut builder = Server::builder();
     builder = match listener {
         Some(listener) => builder.listener(listener),
@@ -149,8 +167,17 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     if let Some(mode) = args.socket_mode {
         builder = builder.socket_mode(mode);
     }
+    if let Some(user) = args.socket_owner.or(new_user) {
+        builder = builder.socket_owner(user);
+    }
+    if let Some(group) = args.socket_group {
+        builder = builder.socket_group(group);
+    }
     if let Some(mode) = args.shm_mode {
         builder = builder.memory_mode(mode);
+    }
+    if let Some(group) = args.shm_group {
+        builder = builder.memory_group(group);
     }
     let access = args.access();
     if access.is_limited() {
@@ -164,21 +191,30 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     }
     let mut server = builder.start()?;
     let is_kept = server.keeper().is_some();
-    if let Err(failure) = announce(args, &mut server, &signals, &mut talk, pid_file.as_ref()) {
-        // Clients of a server before must not end with this start.
-        if is_kept && server.peers().len() > 0 {
-            server.hand_over();
+    let announced = announce(args, &mut server, &signals, &mut talk, pid_file.as_ref());
+    let mut manager = match announced {
+        Ok(manager) => manager,
+        Err(failure) => {
+            // Clients of a server before must not end with this start.
+            if is_kept && server.peers().len() > 0 {
+                server.hand_over();
+            }
+            return Err(failure);
         }
-        return Err(failure);
+    };
+    lifecycle::ready(&server);
+    if let Some(ready) = ready {
+        ready.tell();
     }
-    let mut manager = Manager::connect();
     manager.ready(server.peers().len());
     let served = poll_events(&mut server, &signals, &mut talk, &mut manager);
     if is_kept && !matches!(served, Ok(End::ForGood)) {
         // An error, too, ends the process and not the service.
+        lifecycle::hands_over(&server);
         server.hand_over();
         return served.map(|_| ExitCode::SUCCESS);
     }
+    lifecycle::ending(&server);
     talk.say("server disconnected");
     let ids: Vec<u16> = server.peers().map(|peer| peer.id()).collect();
     talk.detail(Line::Close);
@@ -190,14 +226,14 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     served.map(|_| ExitCode::SUCCESS)
 }
 
-/// Says to the caller that the server listens.
+/// Gives up root, and says to the caller that the server listens.
 fn announce(
     args: &Args,
     server: &mut Server,
     signals: &SignalFd,
     talk: &mut Talk,
     pid_file: Option<&pidfile::PidFile>,
-) -> Result<(), Failure> {
+) -> Result<Manager, Failure> {
     server.wake_on(signals, 0)?;
     if args.hint {
         talk.out.line(hint::text(args, server).as_bytes());
@@ -205,13 +241,18 @@ fn announce(
     if let Some(pid_file) = pid_file {
         pid_file.write()?;
     }
+    // Only root may reach the supervisor's socket.
+    let manager = Manager::connect();
+    if let Some(account) = &args.user {
+        privileges::give_up(account)?;
+    }
     if args.detached {
         detach::ready()?;
     }
     if args.supervised {
         detach::release_output()?;
     }
-    Ok(())
+    Ok(manager)
 }
 
 /// How the server ends.

@@ -29,6 +29,7 @@ mod store;
 mod sys;
 mod upstream;
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -41,8 +42,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-use crate::args::Args;
+use crate::args::{self, Args};
 use crate::pidfile::PidFile;
+use crate::ready::ReadyFd;
 use crate::{Failure, detach, logging};
 use child::{Child, Deaths, Verdict, in_words};
 use closing::Closing;
@@ -50,6 +52,7 @@ use keeper::Keeper;
 use message::Message;
 use program::Programs;
 use store::Store;
+pub(crate) use sys::take_descriptor;
 use upstream::Upstream;
 
 /// How long a child may take to end before it is killed.
@@ -62,9 +65,10 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const MESSAGES_AT_A_TIME: usize = 500;
 
 /// Runs a server until a signal ends it.
-pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &Args, ready_fd: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     logging::start(args);
-    let mut supervisor = Supervisor::new(args)?;
+    log::info!("version {} supervises a server", env!("CARGO_PKG_VERSION"));
+    let mut supervisor = Supervisor::new(args, ready_fd)?;
     let outcome = supervisor.serve();
     if outcome.is_err() && supervisor.child.is_some() {
         // No server goes on behind an error. The first error is the one to tell.
@@ -88,6 +92,11 @@ enum End {
 
 struct Supervisor<'a> {
     args: &'a Args,
+    /// The arguments of the next child.
+    arguments: Vec<OsString>,
+    /// Those of the last one that was ready, if others were read since.
+    good_arguments: Option<Vec<OsString>>,
+    ready_fd: Option<ReadyFd>,
     signals: SignalFd,
     /// Blocked signals of a child.
     child_mask: SigSet,
@@ -219,6 +228,7 @@ impl Supervisor<'_> {
             child.kill_at = None;
         }
         self.programs.is_good(&mut child.choice);
+        self.good_arguments = None;
         self.deaths.clear();
         self.established = true;
         log::info!("the server (pid {}) is ready", child.pid);
@@ -231,6 +241,9 @@ impl Supervisor<'_> {
             }
             if self.args.detached {
                 detach::ready()?;
+            }
+            if let Some(ready) = self.ready_fd.take() {
+                ready.tell();
             }
         }
         Ok(())
@@ -279,11 +292,8 @@ impl Supervisor<'_> {
         if let Some(upstream) = &mut self.upstream {
             upstream.text(text, &self.store);
         }
-        if let Err(error) = self.programs.check() {
-            log::error!(
-                "cannot upgrade, and the server goes on: cannot open the program {:?}: {error}",
-                self.programs.path()
-            );
+        if let Err(error) = self.check_upgrade() {
+            log::error!("cannot upgrade, and the server goes on: {error}");
             if let (Some(upstream), Some(true)) =
                 (&mut self.upstream, self.child.as_ref().map(|child| child.ready))
             {
@@ -296,6 +306,19 @@ impl Supervisor<'_> {
             Some(child) => child.ask_to_end(Signal::SIGTERM),
             None => self.start_at = Instant::now(),
         }
+    }
+
+    /// Reads the configuration files anew, and checks that there is a program. An error changes nothing.
+    fn check_upgrade(&mut self) -> Result<(), String> {
+        let args = args::parse(std::env::args_os()).map_err(|error| args::one_line(&error))?;
+        self.programs.check().map_err(|error| {
+            format!("cannot open the program {:?}: {error}", self.programs.path())
+        })?;
+        if args.words != self.arguments {
+            let before = std::mem::replace(&mut self.arguments, args.words);
+            self.good_arguments.get_or_insert(before);
+        }
+        Ok(())
     }
 
     /// Collects all children that have ended: as process 1 of a container, also those of others.
@@ -347,6 +370,15 @@ impl Supervisor<'_> {
             let code =
                 u8::try_from(code).ok().filter(|&code| code != 0 && code != 127).unwrap_or(1);
             return Ok(Some(ExitCode::from(code)));
+        }
+        if let Some(arguments) = self.good_arguments.take() {
+            log::error!(
+                "the server (pid {pid}) {words} before it was ready, with other options than before; starting it \
+                 with the options of before"
+            );
+            self.arguments = arguments;
+            self.deaths.clear();
+            return Ok(None);
         }
         if child.choice.is_new() {
             self.programs.has_refused(&child.choice);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Checks which clients may attach: the users and groups of `--allow-uid` and `--allow-gid`.
+//! Users and groups: checks which clients may attach (`--allow-uid`, `--allow-gid`), and parses names.
 
 #![forbid(unsafe_code)]
 
@@ -34,6 +34,29 @@ impl Access {
         }
         Err("neither its user nor one of its groups is in --allow-uid or --allow-gid".into())
     }
+}
+
+/// The account that a server goes on as (`--user`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Account {
+    /// As given, for messages.
+    pub(crate) text: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// None if the number has no account; then it has no further groups.
+    pub(crate) name: Option<String>,
+}
+
+/// Parses a user other than root. A number that has no account is its own group.
+pub(crate) fn account(text: &str) -> Result<Account, String> {
+    let uid = user(text)?;
+    if uid == 0 {
+        return Err("this user is root; give another user".into());
+    }
+    let found = User::from_uid(uid.into())
+        .map_err(|errno| format!("cannot look up the user: {}", errno.desc()))?;
+    let gid = found.as_ref().map_or(uid, |user| user.gid.as_raw());
+    Ok(Account { text: text.to_owned(), uid, gid, name: found.map(|user| user.name) })
 }
 
 /// Parses a user: a name, or a number.

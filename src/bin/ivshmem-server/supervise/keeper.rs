@@ -35,14 +35,17 @@ const SOCKET: &str = "notify";
 pub(super) struct Keeper {
     socket: UnixDatagram,
     directory: PathBuf,
+    /// The user that the server becomes, besides this process's own.
+    user: Option<u32>,
 }
 
 impl Keeper {
-    pub(super) fn new() -> Result<Self, Failure> {
+    /// `user` is the one as which the server goes on.
+    pub(super) fn new(user: Option<u32>) -> Result<Self, Failure> {
         let places = places();
         let mut errors = Vec::new();
         for place in &places {
-            match Self::within(place) {
+            match Self::within(place, user) {
                 Ok(keeper) => return Ok(keeper),
                 Err(error) => errors.push(format!("in {place:?}: {error}")),
             }
@@ -54,7 +57,7 @@ impl Keeper {
         .into())
     }
 
-    fn within(place: &Path) -> io::Result<Self> {
+    fn within(place: &Path, user: Option<u32>) -> io::Result<Self> {
         remove_stale(place);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
         let directory = place.join(format!("{PREFIX}{}.{now:x}", std::process::id()));
@@ -65,7 +68,7 @@ impl Keeper {
             Ok(socket)
         };
         match bind() {
-            Ok(socket) => Ok(Self { socket, directory }),
+            Ok(socket) => Ok(Self { socket, directory, user }),
             Err(error) => {
                 let _ = fs::remove_dir_all(&directory);
                 Err(error)
@@ -87,7 +90,10 @@ impl Keeper {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 received => received?,
             };
-            if received.sender != Some((pid, getuid().as_raw())) {
+            let is_server = received.sender.is_some_and(|(sender, uid)| {
+                sender == pid && (uid == getuid().as_raw() || Some(uid) == self.user)
+            });
+            if !is_server {
                 let sender = received.sender.map_or(0, |(pid, _)| pid.as_raw());
                 log::warn!("ignored a notification of process {sender}: it is not the server");
                 continue;

@@ -21,6 +21,7 @@ use super::store::Store;
 use super::upstream::Upstream;
 use super::{START_LIMIT, Supervisor, message, sys};
 use crate::args::Args;
+use crate::ready::ReadyFd;
 use crate::{Failure, block_harmless_signals, pidfile, raise_descriptor_limit};
 
 /// Descriptors that the supervisor, and the start of a child, need for themselves.
@@ -34,7 +35,7 @@ const OWN_VARIABLES: [&str; 5] =
     ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 impl<'a> Supervisor<'a> {
-    pub(super) fn new(args: &'a Args) -> Result<Self, Failure> {
+    pub(super) fn new(args: &'a Args, ready_fd: Option<ReadyFd>) -> Result<Self, Failure> {
         let failed = |what: &'static str| {
             move |error: io::Error| Failure::from(format!("cannot {what}: {error}"))
         };
@@ -72,10 +73,13 @@ impl<'a> Supervisor<'a> {
         }
         Ok(Self {
             args,
+            arguments: args.words.clone(),
+            good_arguments: None,
+            ready_fd,
             signals,
             child_mask,
             pid_file,
-            keeper: Keeper::new()?,
+            keeper: Keeper::new(args.user.as_ref().map(|user| user.uid))?,
             store,
             closing: Closing::default(),
             upstream,
@@ -106,7 +110,7 @@ impl<'a> Supervisor<'a> {
         }
         // No option has a value that is one of these: it would begin with a dash.
         let own = ["--supervise", "--detached"];
-        command.args(std::env::args_os().skip(1).filter(|word| own.iter().all(|own| word != own)));
+        command.args(self.arguments.iter().filter(|word| own.iter().all(|own| word != own)));
         for name in OWN_VARIABLES {
             command.env_remove(name);
         }

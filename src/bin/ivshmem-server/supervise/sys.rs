@@ -88,14 +88,18 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
 /// it once, and only where LISTEN_PID names this process. `None` stands for a number that is not open.
 pub(super) fn adopt(count: usize) -> Vec<Option<OwnedFd>> {
     let last = RawFd::try_from(count).unwrap_or(0).saturating_add(FIRST);
-    let take = |number: RawFd| {
-        // SAFETY: F_SETFD has an integer argument, and a number that is not open is an error of it.
-        let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
-        let open = set || Errno::last() != Errno::EBADF;
-        // SAFETY: it is open, and LISTEN_PID says that it was opened for the program to own; nothing else has it.
-        open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
-    };
-    (FIRST..last).map(take).collect()
+    (FIRST..last).map(take_descriptor).collect()
+}
+
+/// Takes over a descriptor that the caller of this program has opened for it, and makes it close-on-exec. Called before
+/// this process opens descriptors, once for each number. `None` if the number is not open.
+pub(crate) fn take_descriptor(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_SETFD has an integer argument, and a number that is not open is an error of it.
+    let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+    let open = set || Errno::last() != Errno::EBADF;
+    // SAFETY: it is open, and as nothing here was opened yet, the caller of the program has opened it, and has named its
+    // number (LISTEN_FDS with LISTEN_PID, --ready-fd) for the program to own.
+    open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Copies a descriptor to a number of `lowest` or above.
