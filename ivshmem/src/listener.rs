@@ -19,10 +19,12 @@ use crate::sys;
 mod accept;
 mod bound;
 mod error;
+mod path;
 
 pub(crate) use accept::Accept;
 use bound::Bound;
 pub use error::Error;
+pub use path::PathListener;
 
 /// A listening socket, and its path if it is ours to remove.
 #[derive(Debug)]
