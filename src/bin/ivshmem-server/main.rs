@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 mod args;
+mod control;
 mod detach;
 mod hint;
 mod logging;
@@ -30,6 +31,7 @@ mod supervise;
 mod verbose;
 
 use args::{Args, Memory};
+use control::{Control, Place};
 use manager::Manager;
 use output::Output;
 use verbose::Line;
@@ -53,6 +55,9 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+/// The token of the signals at the server. The control socket has another one.
+const SIGNALS: u64 = 0;
 
 /// Any error; its sources are printed with it.
 type Failure = Box<dyn std::error::Error>;
@@ -118,7 +123,13 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         Some(keeper) => keeper.take_listener(),
         None => inherited_listener(),
     };
-    let mut builder = Server::builder();
+    let socket = match &listener {
+        Some(listener) => control::path_of(listener),
+        None => Some(args.socket.clone()),
+    };
+    let socket_name = socket.as_ref().map_or(String::new(), |path| path.display().to_string());
+    let place = Place::choose(args.no_control, args.control.as_ref(), socket);
+    let (mut builder, opening) = control::open_with(Server::builder(), place, socket_name);
     builder = match listener {
         Some(listener) => builder.listener(listener),
         None => builder.socket_path(&args.socket),
@@ -144,7 +155,8 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
         builder = builder.max_clients_per_uid(clients);
     }
     let mut server = builder.start()?;
-    server.wake_on(&signals, 0)?;
+    server.wake_on(&signals, SIGNALS)?;
+    let mut control = opening.finish(&mut server);
     if args.hint {
         talk.out.line(hint::text(args, &server).as_bytes());
     }
@@ -159,7 +171,9 @@ fn serve(args: &Args) -> Result<ExitCode, Failure> {
     }
     let mut manager = Manager::connect();
     manager.ready(server.peers().len());
-    let served = poll_events(&mut server, &signals, &mut talk, &mut manager);
+    let served = poll_events(&mut server, &signals, &mut talk, &mut manager, &mut control);
+    // Before the server's own socket.
+    drop(control);
     if let Ok(End::HandOver) = served {
         server.hand_over();
         return Ok(ExitCode::SUCCESS);
@@ -189,16 +203,26 @@ fn poll_events(
     signals: &SignalFd,
     talk: &mut Talk,
     manager: &mut Manager,
+    control: &mut Option<Control>,
 ) -> Result<End, Failure> {
     loop {
-        for event in server.wait(manager.due())? {
+        let due = manager.due().into_iter().chain(control.as_ref().and_then(Control::due)).min();
+        let mut is_woken = false;
+        for event in server.wait(due)? {
+            is_woken |= matches!(event, Event::Woken { token: control::TOKEN, .. });
             // The library logs the refusals itself.
             verbose::lines_of(&event).for_each(|line| talk.detail(line));
-            if matches!(event, Event::Woken { .. }) {
+            if let Some(control) = control {
+                control.tell(&event, server);
+            }
+            if matches!(event, Event::Woken { token: SIGNALS, .. }) {
                 if let Some(end) = take_signals(signals, server.keeper().is_some()) {
                     return Ok(end);
                 }
             }
+        }
+        if let Some(control) = control.as_mut().filter(|control| control.is_ready(is_woken)) {
+            control.serve(server);
         }
         manager.show(server.peers().len());
     }
