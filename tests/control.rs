@@ -23,9 +23,8 @@ mod supervisor;
 mod systemd;
 
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
@@ -93,27 +92,40 @@ fn the_status_has_the_server_and_each_peer() {
     daemon.stop();
 }
 
+/// A QEMU that is attached, and started with this `-name`.
+fn qemu(socket: &Path, name: &str) -> Child {
+    Command::new("qemu-system-x86_64")
+        .args(["-S", "-accel", "tcg", "-machine", "pc", "-m", "16", "-no-user-config"])
+        .args(["-nodefaults", "-display", "none", "-name", name, "-chardev"])
+        .arg(format!("socket,id=c,path={}", socket.display()))
+        .args(["-device", "ivshmem-doorbell,chardev=c,vectors=1"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("qemu-system-x86_64 (Debian package qemu-system-x86)")
+}
+
 #[test]
 fn a_virtual_machine_is_shown_with_its_name() {
     let daemon = Daemon::builder().start();
-    let code = "import socket, sys, time\n\
-                s = socket.socket(socket.AF_UNIX)\n\
-                s.connect(sys.argv[1])\n\
-                time.sleep(1000)";
-    let mut machine = Command::new("/usr/bin/python3")
-        .arg0("/usr/bin/qemu-system-x86_64")
-        .args(["-c", code])
-        .arg(daemon.socket_path())
-        .args(["-name", "guest=red,,1,debug-threads=on"])
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("python3 (Debian package python3)");
-    let status =
-        wait_for_status(daemon.socket_path(), "it joined", |status| status["ids"]["used"] == 1);
-    machine.kill().expect("it runs");
-    machine.wait().expect("it runs");
-    assert_eq!(status["peers"][0]["pid"], machine.id());
-    assert_eq!(status["peers"][0]["name"], "red,1");
+    let socket = daemon.socket_path();
+    let names = ["red", "guest=green,,1,debug-threads=on"];
+    let mut machines = Vec::new();
+    for name in names {
+        machines.push(qemu(socket, name));
+        let count = machines.len();
+        wait_for_status(socket, "it joined", |status| status["joined"] == count);
+    }
+    let status = status(socket);
+    for machine in &mut machines {
+        machine.kill().expect("it runs");
+        machine.wait().expect("it runs");
+    }
+    for (number, name) in ["red", "green,1"].iter().enumerate() {
+        let peer = &status["peers"][number];
+        assert_eq!((&peer["name"], &peer["pid"]), (&json!(name), &json!(machines[number].id())));
+        assert!(peer["program"].as_str().is_some_and(|program| program.contains("qemu")), "{peer}");
+    }
     daemon.stop();
 }
 

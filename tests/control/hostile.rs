@@ -125,6 +125,12 @@ fn a_server_with_clients_that_do_not_read_does_not_spin() {
     // The half-closed watcher still gets its events.
     drop(Peer::join(socket, 1));
     assert_eq!(watcher.event()["kind"], "joined");
+    assert_eq!(watcher.event()["kind"], "left");
+    // Clients that go are noticed, whatever they were doing. One descriptor is for the names of programs.
+    drop((watcher, idle, full));
+    wait_for("their connections are closed", || {
+        (daemon.open_fds() == daemon.idle_fds() + 1).then_some(())
+    });
     daemon.stop();
 }
 

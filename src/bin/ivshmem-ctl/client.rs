@@ -45,6 +45,8 @@ pub(crate) struct Client {
     /// The path, for errors.
     name: String,
     input: Vec<u8>,
+    /// The first bytes of `input`, which have no end of a message: a long one comes in many parts.
+    searched: usize,
 }
 
 impl Client {
@@ -71,7 +73,7 @@ impl Client {
         setsockopt(&fd, sockopt::ReceiveTimeout, &limit).map_err(failed)?;
         let address = UnixAddr::new(path).map_err(failed)?;
         connect(fd.as_raw_fd(), &address).map_err(failed)?;
-        Ok(Self { stream: fd.into(), name, input: Vec::new() })
+        Ok(Self { stream: fd.into(), name, input: Vec::new(), searched: 0 })
     }
 
     /// Calls a method of the server's interface, and returns the parameters of the reply.
@@ -146,7 +148,13 @@ impl Client {
 
     /// Takes a reply that was read.
     pub(crate) fn next_reply(&mut self) -> Result<Option<Value>, Failure> {
-        let Some(end) = self.input.iter().position(|&byte| byte == 0) else { return Ok(None) };
+        let new = &self.input[self.searched..];
+        let Some(end) = new.iter().position(|&byte| byte == 0) else {
+            self.searched = self.input.len();
+            return Ok(None);
+        };
+        let end = self.searched + end;
+        self.searched = 0;
         let message: Result<Value, _> = serde_json::from_slice(&self.input[..end]);
         self.input.drain(..=end);
         let wrong = || Failure(format!("{} sent something that is no reply", self.name));
