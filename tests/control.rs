@@ -243,6 +243,10 @@ fn the_service_describes_itself() {
         let file = format!("src/bin/ivshmem-server/control/{interface}.varlink");
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         assert_eq!(text, std::fs::read_to_string(file).expect("it is there"));
+        if interface == "org.ivshmem.Server" {
+            let (_, shown) = text.split_once('\n').expect("a line with the licence");
+            assert!(include_str!("../docs/control.md").contains(shown), "docs/control.md is old");
+        }
     }
     let missing = ask("GetInterfaceDescription", json!({"interface": "a.b"}));
     assert_eq!(missing["error"], "org.varlink.service.InterfaceNotFound");

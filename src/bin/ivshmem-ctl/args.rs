@@ -53,8 +53,8 @@ pub(crate) enum Command {
     Status,
     /// Print each client that joins, leaves or is refused, until the server ends
     Watch,
-    /// End the connection of a client. Its virtual machine goes on without peers, and cannot
-    /// connect again
+    /// End the connection of a client. Its virtual machine goes on, but hears of no peer any more,
+    /// and cannot connect again
     Disconnect {
         /// The id of the client
         id: u16,
