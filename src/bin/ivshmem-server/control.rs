@@ -30,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ivshmem::{Error, Event, PathListener, Server};
 use nix::libc;
-use nix::poll::PollTimeout;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
@@ -146,7 +146,7 @@ impl Control {
         let count = self.epoll.wait(&mut events, PollTimeout::ZERO).unwrap_or(0);
         for event in &events[..count] {
             match event.data() {
-                LISTENER => self.accept(),
+                LISTENER => self.accept(server),
                 PROGRAMS => self.take_answers(server),
                 key => {
                     let hung_up = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
@@ -164,6 +164,23 @@ impl Control {
         if connection.advance(server, facts, programs, hung_up) == Verdict::Ended {
             self.close(key);
         }
+    }
+
+    /// Lets the connections go on whose clients have gone, which ends them.
+    fn advance_ended(&mut self, server: &mut Server) {
+        let mut fds: Vec<PollFd<'_>> = self
+            .connections
+            .values()
+            .map(|connection| PollFd::new(connection.as_fd(), PollFlags::empty()))
+            .collect();
+        // A hang-up is reported whatever is asked for.
+        if !poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ended| ended > 0) {
+            return;
+        }
+        let keys = self.connections.keys().zip(&fds);
+        let ended: Vec<u64> =
+            keys.filter(|(_, fd)| fd.any() == Some(true)).map(|(&key, _)| key).collect();
+        ended.into_iter().for_each(|key| self.advance(key, server, true));
     }
 
     /// Gives the programs that were found to the replies that wait for them.
@@ -202,10 +219,10 @@ impl Control {
         }
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, server: &mut Server) {
         for _ in 0..ACCEPTS {
             match self.listener.accept() {
-                Ok(stream) => self.admit(stream),
+                Ok(stream) => self.admit(stream, server),
                 Err(error) => match (error.kind(), error.raw_os_error()) {
                     (ErrorKind::WouldBlock, _) => return,
                     (ErrorKind::Interrupted | ErrorKind::ConnectionAborted, _) => {}
@@ -228,7 +245,7 @@ impl Control {
         self.paused = paused;
     }
 
-    fn admit(&mut self, stream: UnixStream) {
+    fn admit(&mut self, stream: UnixStream, server: &mut Server) {
         let peer = getsockopt(&stream, sockopt::PeerCredentials);
         let caller = peer.map_or("an unknown process".to_owned(), |peer| {
             format!("pid {}, uid {}", peer.pid(), peer.uid())
@@ -240,6 +257,9 @@ impl Control {
                 self.warned = Some(Instant::now());
             }
             return refuse(&stream, &varlink::Error::permission_denied());
+        }
+        if self.connections.len() >= CONNECTIONS {
+            self.advance_ended(server);
         }
         if self.connections.len() >= CONNECTIONS {
             let idle = self.connections.iter().map(|(&key, one)| (one.idle(), key)).max();
