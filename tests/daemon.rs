@@ -187,7 +187,7 @@ fn the_parent_returns_when_the_pid_file_is_complete_and_the_socket_listens() {
     let peer = Peer::join(&place.socket(), 2);
     assert_eq!((peer.id(), ended.stdout, ended.stderr), (0, String::new(), String::new()));
     assert_eq!(fs::read_to_string(place.pid_file()).unwrap(), format!("{}\n", daemon.pid()));
-    assert_eq!(place.names(), ["pid", "socket"]);
+    assert_eq!(place.names(), ["pid", "socket", "socket.control"]);
     assert_eq!(getsid(Some(daemon.pid())), Ok(daemon.pid()), "it leads a session of its own");
     for number in 0..=2 {
         let open = fs::read_link(format!("/proc/{}/fd/{number}", daemon.pid())).unwrap();

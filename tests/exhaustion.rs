@@ -88,6 +88,7 @@ fn without_free_descriptors_new_clients_are_refused_until_a_client_leaves(target
     }
     // With steps of 1, each call that needs a descriptor is in turn the first to fail: accept and each eventfd.
     let limits = (17..=40).chain([64, 128]);
+    let limits = limits.map(|limit| limit + target.control_fds());
     let servers = limits.flat_map(|limit| [(limit, 1), (limit, 4)]);
     let mut servers: Vec<_> =
         servers.map(|(limit, vectors)| exhaust(target, limit, vectors)).collect();
@@ -382,7 +383,7 @@ fn a_terminal_without_a_reader_does_not_block_the_server() {
 fn a_client_that_leaves_during_accept_frees_its_descriptors_for_the_new_client(target: Target) {
     thread::scope(|scope| {
         for limit in [18, 19] {
-            scope.spawn(move || leave_during_accept(target, limit));
+            scope.spawn(move || leave_during_accept(target, limit + target.control_fds()));
         }
     });
 }

@@ -38,7 +38,7 @@ const FUNCTIONS: [&str; 12] = [
     "ivshmem_server_version",
 ];
 
-const PROGRAMS: [&str; 3] = ["ivshmem-bench", "ivshmem-client", "ivshmem-server"];
+const PROGRAMS: [&str; 4] = ["ivshmem-bench", "ivshmem-client", "ivshmem-ctl", "ivshmem-server"];
 
 #[test]
 fn the_shared_library_exports_the_functions_of_the_header_and_nothing_else() {
@@ -118,6 +118,7 @@ fn install() -> Tree {
     for (name, program) in [
         ("ivshmem-server", env!("CARGO_BIN_EXE_ivshmem-server")),
         ("ivshmem-client", env!("CARGO_BIN_EXE_ivshmem-client")),
+        ("ivshmem-ctl", env!("CARGO_BIN_EXE_ivshmem-ctl")),
         ("ivshmem-bench", env!("CARGO_BIN_EXE_ivshmem-bench")),
     ] {
         fs::copy(program, built.path().join(name)).expect("the program was built");

@@ -56,7 +56,8 @@ fn a_pid_file_left_by_a_killed_daemon_is_taken_over() {
     let place = Place::new();
     let first = place.daemonize(&[]);
     drop(first);
-    assert_eq!(place.names(), ["pid", "socket"], "left by the killed daemon");
+    let left = ["pid", "socket", "socket.control"];
+    assert_eq!(place.names(), left, "left by the killed daemon");
     // Longer than the new content.
     fs::write(place.pid_file(), "123456789012345678901234567890\n").expect("it is ours");
     let mut second = place.daemonize(&[]);
@@ -69,7 +70,7 @@ fn a_pid_file_left_by_a_killed_daemon_is_taken_over() {
 fn in_the_foreground_no_pid_file_is_written() {
     let place = Place::new();
     let process = place.serve(&[]);
-    assert_eq!(place.names(), ["socket"]);
+    assert_eq!(place.names(), ["socket", "socket.control"]);
     process.stop();
     place.assert_holds_only(&[]);
 }
@@ -179,7 +180,7 @@ fn files_that_a_killed_daemon_left_in_the_private_directory_are_removed() {
             fs::write(place.pid_file(), text).expect("the place is new");
         }
         let mut daemon = place.daemonize(&[]);
-        assert_eq!(place.names(), ["pid", "socket"], "{left:?}");
+        assert_eq!(place.names(), ["pid", "socket", "socket.control"], "{left:?}");
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.wait(), 0);
         place.assert_holds_only(&[]);

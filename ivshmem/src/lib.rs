@@ -136,7 +136,7 @@ mod tokio;
 pub use client::Client;
 pub use error::{Chain, Error, ErrorKind};
 pub use keeper::{Keeper, inherited_listener};
-pub use listener::Error as ListenerError;
+pub use listener::{Error as ListenerError, PathListener};
 pub use memory::{Error as MemoryError, MemorySource};
 pub use protocol::{MAX_VECTORS, PROTOCOL_VERSION};
 pub use server::{

@@ -19,10 +19,12 @@ use crate::sys;
 mod accept;
 mod bound;
 mod error;
+mod path;
 
 pub(crate) use accept::Accept;
 use bound::Bound;
 pub use error::Error;
+pub use path::PathListener;
 
 /// What the path of a new socket gets; what is not given is as the kernel makes it.
 #[derive(Clone, Copy, Debug, Default)]

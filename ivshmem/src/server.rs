@@ -199,6 +199,7 @@ impl Server {
         Stats {
             peers: self.core.clients.len(),
             ids_free,
+            ids_used: self.core.clients.len() as u32,
             ids_remembered,
             lingering: self.core.accounts.lingering(),
             ..self.core.stats

@@ -22,6 +22,7 @@ fn public_types_can_be_sent_to_and_shared_with_other_threads() {
         is_send_and_sync::<ivshmem::ListenerError>();
         is_send_and_sync::<ivshmem::MemoryError>();
         is_send_and_sync::<ivshmem::MemorySource>();
+        is_send_and_sync::<ivshmem::PathListener>();
         is_send_and_sync::<ivshmem::Peer<'_>>();
         is_send_and_sync::<ivshmem::Refusal>();
         is_send_and_sync::<ivshmem::Server>();

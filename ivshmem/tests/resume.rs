@@ -428,3 +428,26 @@ fn what_is_left_of_a_start_that_was_killed_does_not_keep_a_server_from_starting(
         assert_complete(&clients);
     }
 }
+
+#[test]
+fn restarts_are_counted_and_peers_know_that_they_were_resumed() {
+    let mut house = House::new(1);
+    let mut server = house.start().expect("it starts");
+    assert_eq!(server.stats().restarts, 0);
+    let mut clients = vec![house.connect()];
+    settle(&mut server, &mut clients);
+    assert!(server.peers().all(|peer| !peer.is_resumed()));
+    for restarts in 1..4 {
+        let before = std::time::SystemTime::now();
+        server = house.restart(server);
+        assert_eq!(server.stats().restarts, restarts);
+        let peer = server.peer(0).expect("it goes on");
+        assert!(peer.is_resumed() && peer.since() >= before);
+    }
+    clients.push(house.connect());
+    settle(&mut server, &mut clients);
+    assert!(!server.peer(1).expect("it joined").is_resumed());
+    // The end for good is the end of the count.
+    drop(server);
+    assert_eq!(house.start().expect("it starts").stats().restarts, 0);
+}

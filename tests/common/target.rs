@@ -43,6 +43,22 @@ impl Target {
         matches!(self, Self::Daemon)
     }
 
+    /// The descriptors that this server has for its control socket.
+    pub(crate) fn control_fds(self) -> u64 {
+        match self {
+            Self::Daemon => 5,
+            Self::SelectLoop => 0,
+        }
+    }
+
+    /// The names that this server makes for a socket of this name.
+    pub(crate) fn names_of(self, socket: &str) -> Vec<String> {
+        match self {
+            Self::Daemon => vec![socket.to_owned(), format!("{socket}.control")],
+            Self::SelectLoop => vec![socket.to_owned()],
+        }
+    }
+
     /// The largest number of vectors per peer that this server supports.
     pub(crate) fn max_vectors(self) -> u16 {
         match self {

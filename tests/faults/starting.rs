@@ -36,6 +36,10 @@ enum Way {
     Background,
     /// The process that starts the one in the background, and that one untouched.
     Launch,
+    /// With a control socket that was asked for.
+    Control,
+    /// With the control socket that is there by default. The other ways have none.
+    Beside,
 }
 
 /// A place for one start, and for everything that could be left behind.
@@ -108,6 +112,11 @@ impl Place {
                 command.args(["--shm-mode=660", &group, "-M"]).arg(self.name())
             }
             _ => command.arg("-M").arg(self.name()),
+        };
+        match way {
+            Way::Control => command.arg("--control").arg(self.dir.path().join("look")),
+            Way::Beside => &mut command,
+            _ => command.arg("--no-control"),
         };
         match way {
             Way::Background | Way::Launch => command.arg("-p").arg(self.pid_file()),
@@ -194,7 +203,9 @@ fn start_with(way: Way, faults: &str, leaves: bool) -> (String, bool) {
         let mut left = place.left(way);
         if leaves {
             left.remove(&place.socket());
-            left.remove(&place.dir.path().join(".ivshmem-lock.socket"));
+            for name in [".ivshmem-lock.socket", "look", "socket.control"] {
+                left.remove(&place.dir.path().join(name));
+            }
         }
         (left.is_empty() || (way != Way::Launch && panic_with(&left, faults))).then_some(())
     });
@@ -299,6 +310,35 @@ tests! {
 }
 
 #[test]
+fn a_fault_at_the_control_socket_is_an_error_if_it_was_asked_for_or_else_harmless() {
+    for way in [Way::Control, Way::Beside] {
+        let calls = own_calls(way);
+        let begins = |call: &Call| call.name == "epoll_create1" && call.ordinal == 2;
+        let first = calls.iter().position(begins).expect("it has an epoll instance of its own");
+        let last =
+            calls.iter().rposition(|call| call.name == "listen").expect("the server listens");
+        let mut failed = 0;
+        for call in &calls[first..last] {
+            if matrix::EXEMPT.iter().any(|(name, _)| *name == call.name) {
+                continue;
+            }
+            let rows = matrix::rows(Phase::Start, &call.name);
+            assert!(!rows.is_empty(), "in no row of the matrix: {}", call.line);
+            for row in rows {
+                let (name, errno) = (call.line.split('(').next().unwrap_or(""), row.errnos()[0]);
+                let faults = format!("{name}:error={errno}:when={}", call.ordinal);
+                let (log, served) = start_with(way, &faults, row.then == Then::MayLeaveBehind);
+                assert!(is_at_its_place(&log, call, errno), "{faults}: was not injected\n{log}");
+                assert!(served || way == Way::Control, "ended by {faults}: {}", call.line);
+                failed += usize::from(!served);
+            }
+        }
+        // Made, named, watched: at least that fails.
+        assert!(way == Way::Beside || failed >= 5, "{failed} faults were errors");
+    }
+}
+
+#[test]
 fn an_error_that_nobody_can_read_is_still_exit_code_1() {
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let mut command = Command::new(program());
@@ -310,9 +350,10 @@ fn an_error_that_nobody_can_read_is_still_exit_code_1() {
 /// A test may count the descriptors of a server as soon as it listens.
 #[test]
 fn a_server_that_listens_has_all_its_descriptors() {
-    for way in [Way::Named, Way::Directory, Way::Sealed, Way::Leftover] {
+    for way in [Way::Named, Way::Directory, Way::Sealed, Way::Leftover, Way::Control, Way::Beside] {
         let calls = own_calls(way);
-        let listens = calls.iter().position(|call| call.name == "listen").expect("it listens");
+        // The control socket listens before.
+        let listens = calls.iter().rposition(|call| call.name == "listen").expect("it listens");
         let (before, after) = calls.split_at(listens);
         let makes = |call: &&Call| {
             [

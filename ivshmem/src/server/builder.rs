@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -64,6 +65,16 @@ pub struct Builder {
     selectable: bool,
     keeper: Option<Keeper>,
     limits: Limits,
+    prepare: Option<Prepare>,
+}
+
+/// The function of [`Builder::before_listening`].
+struct Prepare(Box<dyn FnOnce() -> Result<(), Error> + Send + Sync>);
+
+impl fmt::Debug for Prepare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Prepare")
+    }
 }
 
 impl Default for Builder {
@@ -80,6 +91,7 @@ impl Default for Builder {
             selectable: false,
             keeper: None,
             limits: Limits::default(),
+            prepare: None,
         }
     }
 }
@@ -251,6 +263,34 @@ impl Builder {
         self
     }
 
+    /// Calls `prepare` when the socket has its path, before a client can connect. A program opens
+    /// there what belongs to the socket, such as a socket for its own management: of several
+    /// servers that start with the same path, only the one that gets the path calls it.
+    ///
+    /// With an error the start fails. Clients of a server before stay as they are.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (path, beside) = (dir.path().join("socket"), dir.path().join("beside"));
+    /// use ivshmem::{PathListener, Server};
+    ///
+    /// let (sender, receiver) = std::sync::mpsc::channel();
+    /// let prepare = move || {
+    ///     let _ = sender.send(PathListener::bind(&beside, 0o600)?);
+    ///     Ok(())
+    /// };
+    /// let server = Server::builder().socket_path(&path).before_listening(prepare).start()?;
+    /// let management: PathListener = receiver.recv()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn before_listening(
+        mut self,
+        prepare: impl FnOnce() -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Self {
+        self.prepare = Some(Prepare(Box::new(prepare)));
+        self
+    }
+
     /// The number of clients that may be connected at the same time. Defaults to no limit but
     /// that of ids and descriptors.
     pub fn max_clients(mut self, clients: u32) -> Self {
@@ -361,9 +401,13 @@ impl Builder {
             }
             None => None,
         };
+        if let Some(Prepare(prepare)) = self.prepare {
+            prepare()?;
+        }
         // This step is last: a server that listens has opened all its own descriptors.
         listener.listen(self.backlog)?;
         let mut broadcast = Broadcast::new();
+        let restarts = resumed.as_ref().map_or(0, Resumed::count_restart);
         let (clients, keeping) = match (keeper, resumed) {
             (Some((mut keeper, things)), Some(resumed)) => {
                 let before = resumed.things();
@@ -391,6 +435,7 @@ impl Builder {
             (None, _) => (Roster::new(self.vectors, first, space), None),
         };
         let mut core = Core::new(reactor, closer, clients, keeping);
+        core.stats.restarts = restarts;
         let mut turn = Turn::new();
         core.watch_all().map_err(failed("watch the clients that go on"))?;
         // They were blocked in their greeting when the server before ended.

@@ -6,6 +6,7 @@
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::SystemTime;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
@@ -32,6 +33,10 @@ pub(super) struct Connection {
     pub(super) partial: Option<Partial>,
     /// `Server::disconnect` was called.
     pub(super) disconnected: bool,
+    /// When it was admitted. If a server before did that: when this one resumed it.
+    pub(super) since: SystemTime,
+    /// A server before admitted it.
+    pub(super) resumed: bool,
     /// Its record in the state file, if there is a keeper.
     pub(super) slot: u32,
     /// The number of its descriptors that the keeper has, or will have.
@@ -52,6 +57,8 @@ impl Connection {
             batch: usize::MAX,
             partial: None,
             disconnected: false,
+            since: SystemTime::now(),
+            resumed: false,
             slot: 0,
             kept: 0,
         }

@@ -97,6 +97,19 @@ pub enum LeaveReason {
     Broken(#[source] io::Error),
 }
 
+impl LeaveReason {
+    /// A short name for statistics and other programs, such as `hung_up`. It does not change with
+    /// later versions.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::HungUp => "hung_up",
+            Self::SentData => "sent_data",
+            Self::Disconnected => "disconnected",
+            Self::Broken(_) => "broken",
+        }
+    }
+}
+
 /// Why a client was refused.
 ///
 /// ```
@@ -178,6 +191,22 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// A short name for statistics and other programs, such as `no_ids`. It does not change with
+    /// later versions.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoIds => "no_ids",
+            Self::NoDescriptors(_) => "no_descriptors",
+            Self::NotPermitted(_) => "not_permitted",
+            Self::TooManyClients { .. } => "too_many_clients",
+            Self::TooManyOfUser { .. } => "too_many_of_user",
+            Self::Reserved { .. } => "reserved",
+            Self::Busy { .. } => "busy",
+            Self::Ended => "ended",
+            Self::System(_) => "system",
+        }
+    }
+
     /// Whether something is used up, so that the user that holds most is of interest.
     pub(super) fn is_shortage(&self) -> bool {
         match self {
@@ -234,8 +263,17 @@ pub struct Stats {
     pub refused_system: u64,
     /// Clients that were refused by the rule of [`Builder::admit`](super::Builder::admit).
     pub refused_not_permitted: u64,
-    /// Clients that were refused because of a limit, or because the rest is reserved.
+    /// Clients that were refused because of a limit, or because the rest is reserved: the sum of
+    /// the three counters that follow.
     pub refused_limit: u64,
+    /// Clients that were refused because of
+    /// [`Builder::max_clients`](super::Builder::max_clients).
+    pub refused_too_many_clients: u64,
+    /// Clients that were refused because of
+    /// [`Builder::max_clients_per_uid`](super::Builder::max_clients_per_uid).
+    pub refused_too_many_of_user: u64,
+    /// Clients that were refused because the last ids or descriptors are reserved for other users.
+    pub refused_reserved: u64,
     /// Clients that were refused because too many connections of their user waited.
     pub refused_busy: u64,
     /// Connections that have ended, but not in the kernel: the client has not read its messages.
@@ -245,8 +283,13 @@ pub struct Stats {
     /// Ids that can be given now. The server does not check first which remembered ids have become
     /// free.
     pub ids_free: u32,
+    /// Ids of connected clients.
+    pub ids_used: u32,
     /// Ids of departed clients that may not be given again yet.
     pub ids_remembered: u32,
+    /// How often a server before was followed by the next one, since its clients were first
+    /// served: 0 without a [`Keeper`](crate::Keeper).
+    pub restarts: u64,
 }
 
 impl Stats {
@@ -257,11 +300,73 @@ impl Stats {
             Refusal::Ended => &mut self.refused_ended,
             Refusal::System(_) => &mut self.refused_system,
             Refusal::NotPermitted(_) => &mut self.refused_not_permitted,
-            Refusal::TooManyClients { .. }
-            | Refusal::TooManyOfUser { .. }
-            | Refusal::Reserved { .. } => &mut self.refused_limit,
+            Refusal::TooManyClients { .. } => &mut self.refused_too_many_clients,
+            Refusal::TooManyOfUser { .. } => &mut self.refused_too_many_of_user,
+            Refusal::Reserved { .. } => &mut self.refused_reserved,
             Refusal::Busy { .. } => &mut self.refused_busy,
         };
         *counter += 1;
+        self.refused_limit =
+            self.refused_too_many_clients + self.refused_too_many_of_user + self.refused_reserved;
+    }
+
+    /// The clients that were refused for each reason, by [`Refusal::name`]. Reasons for which no
+    /// client was refused are listed too.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("socket");
+    /// use std::os::unix::net::UnixStream;
+    /// use ivshmem::Server;
+    ///
+    /// let mut server = Server::builder().socket_path(&path).max_clients(1).start()?;
+    /// let (_one, _two) = (UnixStream::connect(&path)?, UnixStream::connect(&path)?);
+    /// server.wait(None)?;
+    /// let refused: Vec<_> =
+    ///     server.stats().refusals().filter(|(_, count)| *count > 0).collect();
+    /// assert_eq!(refused, [("too_many_clients", 1)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        [
+            ("no_ids", self.refused_no_ids),
+            ("no_descriptors", self.refused_no_descriptors),
+            ("not_permitted", self.refused_not_permitted),
+            ("too_many_clients", self.refused_too_many_clients),
+            ("too_many_of_user", self.refused_too_many_of_user),
+            ("reserved", self.refused_reserved),
+            ("busy", self.refused_busy),
+            ("ended", self.refused_ended),
+            ("system", self.refused_system),
+        ]
+        .into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_is_counted_under_its_name() {
+        let reasons = [
+            Refusal::NoIds,
+            Refusal::NoDescriptors(io::ErrorKind::Other.into()),
+            Refusal::NotPermitted(String::new()),
+            Refusal::TooManyClients { limit: 1 },
+            Refusal::TooManyOfUser { uid: 1, held: 1, limit: 1 },
+            Refusal::Reserved { uid: 1, held: 1, what: "ids" },
+            Refusal::Busy { uid: 1 },
+            Refusal::Ended,
+            Refusal::System(io::ErrorKind::Other.into()),
+        ];
+        let mut stats = Stats::default();
+        for (number, reason) in reasons.iter().enumerate() {
+            stats.count(reason);
+            let counted: Vec<_> = stats.refusals().filter(|(_, count)| *count > 0).collect();
+            assert_eq!(counted.len(), number + 1, "{reason:?}");
+            assert!(counted.contains(&(reason.name(), 1)), "{reason:?}: {counted:?}");
+        }
+        assert_eq!(stats.refused_limit, 3, "the three limits");
     }
 }

@@ -296,6 +296,11 @@ pub(super) fn usual_size() -> Option<usize> {
     getsockopt(&one, sockopt::SndBuf).ok()
 }
 
+/// The number of messages for which the kernel charges so many bytes.
+pub(super) fn messages_in(bytes: u64) -> u64 {
+    bytes.div_ceil(charge() as u64)
+}
+
 /// The bytes that the kernel charges a socket for one message of 8 bytes. On x86-64 it is 768: a
 /// `sk_buff`, and a buffer that ends with a `skb_shared_info`.
 fn charge() -> usize {

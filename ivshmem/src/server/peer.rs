@@ -5,9 +5,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::SystemTime;
 
 use super::applicant::Credentials;
 use super::connection::{Clients, Connection};
+use super::in_flight;
+use crate::sys;
 
 /// A client of the server.
 ///
@@ -60,11 +63,66 @@ impl<'a> Peer<'a> {
         self.clients.behind(self.index)
     }
 
+    /// The number of messages that it was sent and has not read. The server asks the kernel
+    /// (`SIOCOUTQ`), so it is a system call.
+    ///
+    /// # Errors
+    /// Those of `ioctl(2)`.
+    pub fn unread(&self) -> io::Result<u64> {
+        self.unread_bytes().map(in_flight::messages_in)
+    }
+
+    /// The bytes of kernel memory that its unread messages take: some hundred for each message of 8
+    /// bytes.
+    ///
+    /// # Errors
+    /// As [`unread`](Self::unread).
+    pub fn unread_bytes(&self) -> io::Result<u64> {
+        sys::unread_bytes(self.socket()).map(|bytes| bytes as u64)
+    }
+
+    /// When it was admitted. If [`is_resumed`](Self::is_resumed), when this server resumed it,
+    /// because the time before is not kept.
+    pub fn since(&self) -> SystemTime {
+        self.connection().since
+    }
+
+    /// Whether a server before admitted it, and this one goes on: see [`Keeper`](crate::Keeper).
+    pub fn is_resumed(&self) -> bool {
+        self.connection().resumed
+    }
+
     /// The process at the other end (`SO_PEERCRED` of `unix(7)`).
     ///
     /// # Errors
     /// Those of `getsockopt(2)`.
     pub fn credentials(&self) -> io::Result<Credentials> {
         Credentials::of(self.connection().socket.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, SystemTime};
+
+    use crate::Server;
+
+    #[test]
+    fn what_a_client_has_not_read_is_counted_until_it_reads() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("socket");
+        let before = SystemTime::now();
+        let mut server = Server::builder().socket_path(&path).start().expect("it starts");
+        let mut socket = UnixStream::connect(&path).expect("it listens");
+        server.wait(Some(Duration::from_secs(10))).expect("it serves");
+        let peer = server.peer(0).expect("it joined");
+        assert_eq!((peer.behind(), peer.unread().expect("a socket")), (0, 4));
+        assert!(peer.unread_bytes().expect("a socket") >= 4 * 8);
+        assert!(!peer.is_resumed());
+        assert!((before..=SystemTime::now()).contains(&peer.since()));
+        socket.read_exact(&mut [0; 4 * 8]).expect("four messages");
+        assert_eq!(peer.unread().expect("a socket"), 0);
     }
 }

@@ -134,6 +134,11 @@ impl Resumed {
         self.listener.take()
     }
 
+    /// Counts this restart, and returns the number of restarts. Cannot fail.
+    pub(super) fn count_restart(&self) -> u64 {
+        self.state.count_restart()
+    }
+
     /// Ends the clients that cannot go on, and gives the others. Cannot fail.
     pub(super) fn finish(self, keeper: &mut Keeper) -> (State, Clients) {
         let Self { mut state, mut image, mut sockets, mut eventfds, .. } = self;
@@ -150,6 +155,7 @@ impl Resumed {
             match socket {
                 Some(socket) if is_complete && !is_unknown => {
                     let mut connection = Connection::new(socket.fd.into(), vectors.into());
+                    connection.resumed = true;
                     connection.slot = slot;
                     connection.kept = per_client;
                     connection.partial = partial.map(Partial::from_parts);

@@ -23,7 +23,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -158,6 +158,12 @@ impl State {
         self.set64(header::LISTENER, listener);
         self.set64(header::PATH, path.0);
         self.set64(header::PATH + 8, path.1);
+    }
+
+    /// Counts a restart, and returns the number of restarts. The number is the position of the open
+    /// file: nothing reads or writes there, and it stays with the descriptor when a process ends.
+    pub(super) fn count_restart(&self) -> u64 {
+        (&self.file).seek(SeekFrom::Current(1)).unwrap_or(1)
     }
 
     /// The server has ended for good: the file is no state file any more.

@@ -156,6 +156,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     pub(crate) log_level: Option<String>,
 
+    /// Path of the control socket, by which ivshmem-ctl looks at the server; if it cannot be made,
+    /// the start fails [default: the socket's path and ".control"; if it cannot be made, a warning]
+    #[arg(long, value_name = "PATH", overrides_with = "no_control")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// Make no control socket
+    #[arg(long, overrides_with = "control")]
+    pub(crate) no_control: bool,
+
     /// Once listening, print commands that attach a QEMU, list the peers and interrupt them
     #[arg(long)]
     pub(crate) hint: bool,

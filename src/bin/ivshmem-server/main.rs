@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 mod args;
+mod control;
 mod detach;
 mod hint;
 mod lifecycle;
@@ -33,6 +34,7 @@ mod supervise;
 mod verbose;
 
 use args::{Args, Memory};
+use control::{Control, Place};
 use manager::Manager;
 use output::Output;
 use ready::ReadyFd;
@@ -68,6 +70,8 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
     privileges::check(args.user.as_ref())?;
     if args.supervise { supervise::run(args, ready) } else { serve(args, ready) }
 }
+/// The token of the signals at the server. The control socket has another one.
+const SIGNALS: u64 = 0;
 
 /// Any error; its sources are printed with it.
 type Failure = Box<dyn std::error::Error>;
@@ -142,7 +146,14 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     lifecycle::starting(args, listener.is_some());
     // In a sticky directory, the server can remove its socket at the end only if it owns it.
     let new_user = args.user.as_ref().filter(|_| listener.is_none()).map(|user| user.uid);
-    let mut builder = Server::builder();
+    let socket = match &listener {
+        Some(listener) => control::path_of(listener),
+        None => Some(args.socket.clone()),
+    };
+    let socket_name = socket.as_ref().map_or(String::new(), |path| path.display().to_string());
+    let owner = args.user.as_ref().map(|user| user.uid);
+    let place = Place::choose(args.no_control, args.control.as_ref(), socket);
+    let (mut builder, opening) = control::open_with(Server::builder(), place, socket_name, owner);
     builder = match listener {
         Some(listener) => builder.listener(listener),
         None => builder.socket_path(&args.socket),
@@ -191,9 +202,9 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
     }
     let mut server = builder.start()?;
     let is_kept = server.keeper().is_some();
-    let announced = announce(args, &mut server, &signals, &mut talk, pid_file.as_ref());
-    let mut manager = match announced {
-        Ok(manager) => manager,
+    let announced = announce(args, &mut server, &signals, &mut talk, pid_file.as_ref(), opening);
+    let (mut manager, mut control) = match announced {
+        Ok(announced) => announced,
         Err(failure) => {
             // Clients of a server before must not end with this start.
             if is_kept && server.peers().len() > 0 {
@@ -207,7 +218,9 @@ fn serve(args: &Args, ready: Option<ReadyFd>) -> Result<ExitCode, Failure> {
         ready.tell();
     }
     manager.ready(server.peers().len());
-    let served = poll_events(&mut server, &signals, &mut talk, &mut manager);
+    let served = poll_events(&mut server, &signals, &mut talk, &mut manager, &mut control);
+    // Before the server's own socket.
+    drop(control);
     if is_kept && !matches!(served, Ok(End::ForGood)) {
         // An error, too, ends the process and not the service.
         lifecycle::hands_over(&server);
@@ -233,8 +246,10 @@ fn announce(
     signals: &SignalFd,
     talk: &mut Talk,
     pid_file: Option<&pidfile::PidFile>,
-) -> Result<Manager, Failure> {
-    server.wake_on(signals, 0)?;
+    opening: control::Opening,
+) -> Result<(Manager, Option<Control>), Failure> {
+    server.wake_on(signals, SIGNALS)?;
+    let control = opening.finish(server);
     if args.hint {
         talk.out.line(hint::text(args, server).as_bytes());
     }
@@ -252,7 +267,7 @@ fn announce(
     if args.supervised {
         detach::release_output()?;
     }
-    Ok(manager)
+    Ok((manager, control))
 }
 
 /// How the server ends.
@@ -269,16 +284,26 @@ fn poll_events(
     signals: &SignalFd,
     talk: &mut Talk,
     manager: &mut Manager,
+    control: &mut Option<Control>,
 ) -> Result<End, Failure> {
     loop {
-        for event in server.wait(manager.due())? {
+        let due = manager.due().into_iter().chain(control.as_ref().and_then(Control::due)).min();
+        let mut is_woken = false;
+        for event in server.wait(due)? {
+            is_woken |= matches!(event, Event::Woken { token: control::TOKEN, .. });
             // The library logs the refusals itself.
             verbose::lines_of(&event).for_each(|line| talk.detail(line));
-            if matches!(event, Event::Woken { .. }) {
+            if let Some(control) = control {
+                control.tell(&event, server);
+            }
+            if matches!(event, Event::Woken { token: SIGNALS, .. }) {
                 if let Some(end) = take_signals(signals, server.keeper().is_some()) {
                     return Ok(end);
                 }
             }
+        }
+        if let Some(control) = control.as_mut().filter(|control| control.is_ready(is_woken)) {
+            control.serve(server);
         }
         manager.show(server.peers().len());
     }
