@@ -11,7 +11,7 @@ DATADIR ?= $(PREFIX)/share
 SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
-UNITS = ivshmem-server@.service ivshmem-server@.socket
+UNITS = ivshmem-server@.service ivshmem-server@.socket ivshmem-metrics.socket ivshmem-metrics@.service
 PROGRAMS = ivshmem-server ivshmem-client ivshmem-ctl ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)

@@ -249,7 +249,7 @@ fn a_client_starts_the_service_by_its_socket_and_the_journal_has_a_line_for_each
     assert!(machine.journal(&first).iter().any(described));
     for (text, priority) in [
         ("ivshmem-server: info: version ", "6"),
-        ("starts: socket of the service manager, sealed anonymous memory, 4194304 bytes", "6"),
+        ("starts: socket of the service manager, sealed anonymous memory, default size", "6"),
         ("info: ready: listens at a socket of the service manager; 4194304 bytes", "6"),
         ("info: peer 0 joined: pid ", "6"),
         ("info: peer 0 left: it hung up", "6"),
