@@ -16,7 +16,7 @@ PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install install-units uninstall header clean
+.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install install-units uninstall header papers clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -118,6 +118,9 @@ uninstall: ## Remove what `make install` put there
 
 header: ## Generate include/ivshmem-server.h from src
 	IVSHMEM_WRITE_HEADER=1 $(CARGO) test --quiet --test header committed
+
+papers: ## Generate the man pages and the shell completions in packaging/
+	$(CARGO) run --quiet --example papers -- packaging
 
 clean: ## Remove what was built
 	$(CARGO) clean
