@@ -247,3 +247,58 @@ fn tab_completes_options_and_values() {
     assert_eq!(bash_proposes(&["ivshmem-client", "--js"]), ["--json"]);
     assert_eq!(bash_proposes(&["ivshmem-bench", "--only", "d"]), ["doorbell"]);
 }
+
+/// The Markdown pages in a directory and in its directory `docs`, with their texts.
+fn texts_below(directory: &Path) -> BTreeMap<PathBuf, String> {
+    let files = [directory.to_owned(), directory.join("docs")];
+    let files = files.iter().flat_map(|directory| fs::read_dir(directory).expect("a directory"));
+    let pages = files.map(|entry| entry.expect("an entry").path());
+    let pages = pages.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    pages.map(|path| (path.clone(), text(&path))).collect()
+}
+
+#[test]
+fn man_pages_completions_licence_documents_and_examples_are_installed() {
+    need("make", "make");
+    need("man", "man-db");
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let mut make = Command::new("make");
+    make.arg("-C").arg(project(".")).args(["install-papers", "PREFIX=/usr"]);
+    make.arg(format!("DESTDIR={}", root.path().display()));
+    expect_success(make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL"));
+    let share = root.path().join("usr/share");
+    for (program, _) in PROGRAMS {
+        for (file, source) in [
+            (format!("man/man1/{program}.1"), format!("packaging/man/{program}.1")),
+            (
+                format!("bash-completion/completions/{program}"),
+                format!("packaging/completions/{program}.bash"),
+            ),
+            (format!("zsh/site-functions/_{program}"), format!("packaging/completions/_{program}")),
+            (
+                format!("fish/vendor_completions.d/{program}.fish"),
+                format!("packaging/completions/{program}.fish"),
+            ),
+        ] {
+            let file = share.join(file);
+            let installed = fs::read(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+            assert!(installed == fs::read(project(&source)).expect("a file"), "{file:?}");
+        }
+        // man finds it by its name.
+        let mut man = Command::new("man");
+        man.args(["-w", "-M"]).arg(share.join("man")).arg(program);
+        let found = String::from_utf8(expect_success(&mut man).stdout).expect("text");
+        assert!(found.ends_with(&format!("/usr/share/man/man1/{program}.1\n")), "{found}");
+    }
+    let documents = share.join("doc/ivshmem-server");
+    for file in ["LICENSE", "README.md", "docs/operate.md", "examples/event_loop.c"] {
+        assert!(documents.join(file).is_file(), "no {file}");
+    }
+    // Each link of a page leads to a file that is installed too.
+    for (page, text) in texts_below(&documents) {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let target = page.parent().expect("a directory").join(link);
+            assert!(link.contains("://") || target.exists(), "{page:?} links to {target:?}");
+        }
+    }
+}
