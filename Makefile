@@ -19,11 +19,12 @@ FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
 UNITS = ivshmem-server@.service ivshmem-server@.socket
 PROGRAMS = ivshmem-server ivshmem-client ivshmem-bench
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
+PACKAGES = $(or $(CARGO_TARGET_DIR),target)/packages
 # With their directories below DOCDIR.
 DOCUMENTS = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE $(wildcard docs/*.md examples/*.c)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install install-units install-papers uninstall header papers clean
+.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz deb install install-units install-papers uninstall header papers clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -113,6 +114,10 @@ install-units:
 	done
 	install -m 644 packaging/systemd/unit.conf $(DESTDIR)$(DATADIR)/ivshmem-server
 	install -m 644 packaging/sysusers.d/ivshmem-server.conf $(DESTDIR)$(SYSUSERSDIR)
+
+deb: ## Build the Debian packages, in target/packages: DEB_REVISION=1 DEBFULLNAME= DEBEMAIL=
+	@scripts/release $(PACKAGES)/build
+	@scripts/deb $(PACKAGES)/build/release $(PACKAGES) $(DEB_REVISION)
 
 # Man pages, completions, documents with the licence and the examples. They need no build.
 install-papers:
