@@ -24,7 +24,7 @@ PACKAGES = $(or $(CARGO_TARGET_DIR),target)/packages
 DOCUMENTS = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE $(wildcard docs/*.md examples/*.c)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz deb install install-units install-papers uninstall header papers clean
+.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz deb rpm dist install install-units install-papers uninstall header papers clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -118,6 +118,16 @@ install-units:
 deb: ## Build the Debian packages, in target/packages: DEB_REVISION=1 DEBFULLNAME= DEBEMAIL=
 	@scripts/release $(PACKAGES)/build
 	@scripts/deb $(PACKAGES)/build/release $(PACKAGES) $(DEB_REVISION)
+
+rpm: ## Build the rpm packages, in target/packages
+	@scripts/release $(PACKAGES)/build
+	@scripts/rpm $(PACKAGES)/build/release $(PACKAGES)
+
+dist: ## Make the source tarball of the last commit, in target/packages
+	@scripts/need git:git gzip:gzip
+	@mkdir -p $(PACKAGES)
+	@git archive --format=tar --prefix=ivshmem-server-$(VERSION)/ HEAD | gzip -9n > $(PACKAGES)/ivshmem-server-$(VERSION).tar.gz
+	@echo $(PACKAGES)/ivshmem-server-$(VERSION).tar.gz
 
 # Man pages, completions, documents with the licence and the examples. They need no build.
 install-papers:
