@@ -13,10 +13,18 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 UNITS = ivshmem-server@.service ivshmem-server@.socket ivshmem-metrics.socket ivshmem-metrics@.service
 PROGRAMS = ivshmem-server ivshmem-client ivshmem-ctl ivshmem-bench
+MANDIR ?= $(DATADIR)/man
+DOCDIR ?= $(DATADIR)/doc/ivshmem-server
+BASHCOMPDIR ?= $(DATADIR)/bash-completion/completions
+ZSHCOMPDIR ?= $(DATADIR)/zsh/site-functions
+FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
+PACKAGES = $(or $(CARGO_TARGET_DIR),target)/packages
+# With their directories below DOCDIR.
+DOCUMENTS = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE $(wildcard docs/*.md examples/*.c)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz install install-units uninstall header clean
+.PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz deb rpm dist install install-units install-papers uninstall header papers clean
 
 all: ## Build the programs and both libraries
 	$(CARGO) build --release --bins
@@ -76,7 +84,7 @@ fuzz: ## Fuzz the parsers, the server and the client: FUZZ_SECONDS=60 for each t
 	done
 
 # It builds nothing, because root may have no Rust. Run `make` first.
-install: install-units ## Install what `make` built: PREFIX=/usr/local UNITDIR= SYSCONFDIR=/etc DESTDIR=
+install: install-units install-papers ## Install what `make` built: PREFIX=/usr/local UNITDIR= SYSCONFDIR=/etc DOCDIR= MANDIR= DESTDIR=
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
 	install -m 755 $(addprefix $(TARGET)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)
 	install -m 644 $(TARGET)/libivshmem_server.a $(DESTDIR)$(LIBDIR)
@@ -107,17 +115,53 @@ install-units:
 	install -m 644 packaging/systemd/unit.conf $(DESTDIR)$(DATADIR)/ivshmem-server
 	install -m 644 packaging/sysusers.d/ivshmem-server.conf $(DESTDIR)$(SYSUSERSDIR)
 
-uninstall: ## Remove what `make install` put there
+deb: ## Build the Debian packages, in target/packages: DEB_REVISION=1 DEBFULLNAME= DEBEMAIL=
+	@scripts/release $(PACKAGES)/build
+	@scripts/deb $(PACKAGES)/build/release $(PACKAGES) $(DEB_REVISION)
+
+rpm: ## Build the rpm packages, in target/packages
+	@scripts/release $(PACKAGES)/build
+	@scripts/rpm $(PACKAGES)/build/release $(PACKAGES)
+
+dist: ## Make the source tarball of the last commit, in target/packages
+	@scripts/need git:git gzip:gzip
+	@mkdir -p $(PACKAGES)
+	@git archive --format=tar --prefix=ivshmem-server-$(VERSION)/ HEAD | gzip -9n > $(PACKAGES)/ivshmem-server-$(VERSION).tar.gz
+	@echo $(PACKAGES)/ivshmem-server-$(VERSION).tar.gz
+
+# Man pages, completions, documents with the licence and the examples. They need no build.
+install-papers:
+	install -d $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(BASHCOMPDIR) $(DESTDIR)$(ZSHCOMPDIR) $(DESTDIR)$(FISHCOMPDIR) \
+		$(sort $(dir $(addprefix $(DESTDIR)$(DOCDIR)/,$(DOCUMENTS))))
+	for program in $(PROGRAMS); do \
+		install -m 644 packaging/man/$$program.1 $(DESTDIR)$(MANDIR)/man1 && \
+		install -m 644 packaging/completions/$$program.bash $(DESTDIR)$(BASHCOMPDIR)/$$program && \
+		install -m 644 packaging/completions/_$$program $(DESTDIR)$(ZSHCOMPDIR) && \
+		install -m 644 packaging/completions/$$program.fish $(DESTDIR)$(FISHCOMPDIR) || exit; \
+	done
+	for document in $(DOCUMENTS); do \
+		install -m 644 $$document $(DESTDIR)$(DOCDIR)/$$document || exit; \
+	done
+
+# Directories of other packages stay. Its own ones stay if they have files that are not ours.
+uninstall: ## Remove what `make install` put there, with the same variables
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(PROGRAMS))
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/libivshmem_server,.a .so .so.1)
 	rm -f $(DESTDIR)$(LIBDIR)/pkgconfig/ivshmem-server.pc $(DESTDIR)$(INCLUDEDIR)/ivshmem-server.h
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(SYSUSERSDIR)/ivshmem-server.conf
 	rm -f $(DESTDIR)$(DATADIR)/ivshmem-server/unit.conf
-	! [ -d $(DESTDIR)$(DATADIR)/ivshmem-server ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(DATADIR)/ivshmem-server
-	! [ -d $(DESTDIR)$(SYSCONFDIR)/ivshmem-server ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/ivshmem-server
+	rm -f $(patsubst %,$(DESTDIR)$(MANDIR)/man1/%.1,$(PROGRAMS)) $(addprefix $(DESTDIR)$(BASHCOMPDIR)/,$(PROGRAMS))
+	rm -f $(addprefix $(DESTDIR)$(ZSHCOMPDIR)/_,$(PROGRAMS)) $(patsubst %,$(DESTDIR)$(FISHCOMPDIR)/%.fish,$(PROGRAMS))
+	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,$(DOCUMENTS))
+	for directory in $(DOCDIR)/docs $(DOCDIR)/examples $(DOCDIR) $(DATADIR)/ivshmem-server $(SYSCONFDIR)/ivshmem-server; do \
+		! [ -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory || exit; \
+	done
 
 header: ## Generate include/ivshmem-server.h from src
 	IVSHMEM_WRITE_HEADER=1 $(CARGO) test --quiet --test header committed
+
+papers: ## Generate the man pages and the shell completions in packaging/
+	$(CARGO) run --quiet --example papers -- packaging
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -328,6 +328,28 @@ fn the_installed_program_runs_and_uninstall_leaves_no_file() {
         &[tree.root.path().as_os_str(), "!".as_ref(), "-type".as_ref(), "d".as_ref()],
     );
     assert_eq!(left, Vec::<String>::new());
+    for own in ["usr/share/doc/ivshmem-server", "usr/share/ivshmem-server", "etc/ivshmem-server"] {
+        assert!(!tree.path(own).exists(), "{own} is left");
+    }
+}
+
+#[test]
+fn uninstall_leaves_the_files_of_others_also_in_its_own_directories() {
+    let tree = install();
+    let others = [
+        "etc/ivshmem-server/red.conf",
+        "usr/bin/other",
+        "usr/share/doc/ivshmem-server/examples/mine.c",
+        "usr/share/man/man1/other.1",
+    ];
+    for other in others {
+        fs::write(tree.path(other), "other").expect("the directory was installed");
+    }
+    make("uninstall", tree._built.path(), tree.root.path());
+    let mut find = Command::new("find");
+    find.current_dir(tree.root.path()).args(["usr", "etc", "!", "-type", "d"]);
+    let left = String::from_utf8(expect_success(&mut find).stdout).expect("text");
+    assert_eq!(left.lines().collect::<BTreeSet<_>>(), others.into());
 }
 
 #[test]
@@ -420,6 +442,8 @@ fn the_package_has_what_building_and_installing_the_c_library_needs() {
         "packaging/systemd/ivshmem-server@.socket",
         "packaging/systemd/unit.conf",
         "packaging/sysusers.d/ivshmem-server.conf",
+        "packaging/man/ivshmem-server.1",
+        "packaging/completions/_ivshmem-server",
         "examples/event_loop.c",
         "examples/epoll.c",
         "examples/glib.c",
@@ -427,7 +451,7 @@ fn the_package_has_what_building_and_installing_the_c_library_needs() {
         assert!(files.contains(file), "no {file} in {files:?}");
     }
     // The scripts that these targets call. The other targets are for the repository.
-    for target in ["all", "run", "install", "install-units", "uninstall"] {
+    for target in ["all", "run", "install", "install-units", "install-papers", "uninstall"] {
         let start = format!("\n{target}:");
         let (_, recipe) = makefile.split_once(&start).expect("a target of that name");
         let recipe = recipe.split("\n\n").next().expect("the part before the next target");

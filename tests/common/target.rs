@@ -13,7 +13,7 @@ use super::daemon::{Builder, Daemon, program};
 use super::skip::skip;
 
 #[path = "../c/mod.rs"]
-mod c;
+pub(crate) mod c;
 
 /// A server program with the command line of `ivshmem-server`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,6 +29,11 @@ pub(crate) struct Args {
     #[arg(short = 'h', long, action = clap::ArgAction::Help)]
     help: Option<bool>,
 
+    /// Print what this program can do as JSON, for programs that start it; all other options are
+    /// ignored
+    #[arg(long)]
+    print_capabilities: bool,
+
     /// Read options from FILE: long options without dashes, one a line. Those on the command line,
     /// and in the FILE of a later --config, replace them. With a '-' before its name (--config=-FILE)
     /// it may be missing

@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 mod args;
+mod capabilities;
 mod control;
 mod detach;
 mod hint;
@@ -41,6 +42,9 @@ use ready::ReadyFd;
 use verbose::Line;
 
 fn main() -> ExitCode {
+    if capabilities::are_asked_for(std::env::args_os().skip(1)) {
+        return capabilities::print();
+    }
     let args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {

@@ -26,7 +26,7 @@ use clap::{ArgMatches, Command};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are for the command line alone.
-const NOT_HERE: [&str; 3] = ["config", "help", "version"];
+const NOT_HERE: [&str; 4] = ["config", "help", "print-capabilities", "version"];
 
 /// One option of a file.
 #[derive(Debug)]
