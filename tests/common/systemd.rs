@@ -113,9 +113,15 @@ impl Systemd {
 
     /// Runs a command in its namespaces.
     pub(crate) fn run(&self, command: &[&str]) -> Ended {
+        run(&mut self.command(command))
+    }
+
+    /// A command that will run in its namespaces.
+    pub(crate) fn command(&self, command: &[&str]) -> Command {
         let mut inside = Command::new("nsenter");
         inside.args(["-t", &self.init.to_string(), "-p", "-m", "-u", "-i", "-C", "--"]);
-        run(inside.args(command))
+        inside.args(command);
+        inside
     }
 
     /// Its root directory, as processes outside of its namespaces see it.
