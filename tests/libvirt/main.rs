@@ -11,6 +11,7 @@ mod apparmor;
 #[path = "../common/mod.rs"]
 mod common;
 mod host;
+mod profile;
 mod recipe;
 
 use std::fs::{self, Permissions};
