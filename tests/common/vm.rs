@@ -45,7 +45,8 @@ pub(crate) enum Accel {
 
 /// A QEMU that was started and may not be ready yet.
 pub(crate) struct Starting {
-    process: Process,
+    /// `None` if another program has started it.
+    process: Option<Process>,
     listener: UnixListener,
 }
 
@@ -55,7 +56,9 @@ impl Starting {
     pub(crate) fn up(mut self) -> Vm {
         self.listener.set_nonblocking(true).expect("fcntl works");
         let stream = wait_up_to(START_UP, || {
-            self.process.assert_running();
+            if let Some(process) = &mut self.process {
+                process.assert_running();
+            }
             self.listener.accept().ok()
         });
         let (stream, _) = stream.expect("QEMU opens its qtest connection");
@@ -80,9 +83,9 @@ struct Msix {
     pending: u64,
 }
 
-/// A QEMU whose ivshmem device is ready. It is killed when this value is dropped.
+/// A QEMU whose ivshmem device is ready. It is killed when this value is dropped, unless another program has started it.
 pub(crate) struct Vm {
-    process: Process,
+    process: Option<Process>,
     qtest: Qtest,
     msix: Msix,
 }
@@ -118,7 +121,7 @@ impl Vm {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {PROGRAM}: {error}"));
-        let process = Process { child, dir };
+        let process = Some(Process { child, dir });
         Starting { process, listener }
     }
 
@@ -126,6 +129,12 @@ impl Vm {
     #[track_caller]
     pub(crate) fn start(socket: &Path, vectors: u16) -> Self {
         Self::spawn(socket, vectors, Accel::Tcg).up()
+    }
+
+    /// A QEMU that another program has started, with a qtest connection to this socket and with a stopped processor.
+    #[track_caller]
+    pub(crate) fn attach(listener: UnixListener) -> Self {
+        Starting { process: None, listener }.up()
     }
 
     /// The guest's own id.
@@ -199,11 +208,12 @@ impl Vm {
 
     /// Ends QEMU by the monitor's `quit` command, and checks the exit status.
     #[track_caller]
-    pub(crate) fn quit(mut self) {
-        self.process.assert_running();
-        let monitor = self.process.child.stdin.as_mut().expect("a pipe");
+    pub(crate) fn quit(self) {
+        let mut process = self.process.expect("this test has started it");
+        process.assert_running();
+        let monitor = process.child.stdin.as_mut().expect("a pipe");
         monitor.write_all(b"quit\n").expect("QEMU reads its monitor");
-        let status = wait_for_exit(&mut self.process.child, "QEMU");
+        let status = wait_for_exit(&mut process.child, "QEMU");
         assert!(status.success(), "QEMU after quit: {status}");
     }
 
@@ -214,7 +224,8 @@ impl Vm {
 
     /// Sends QEMU a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.process.child.id()).expect("a pid is an int");
+        let process = self.process.as_ref().expect("this test has started it");
+        let pid = i32::try_from(process.child.id()).expect("a pid is an int");
         kill(Pid::from_raw(pid), signal).expect("it is our child");
     }
 }
