@@ -34,6 +34,7 @@ fn built() -> TempDir {
     let programs = [
         env!("CARGO_BIN_EXE_ivshmem-server"),
         env!("CARGO_BIN_EXE_ivshmem-client"),
+        env!("CARGO_BIN_EXE_ivshmem-ctl"),
         env!("CARGO_BIN_EXE_ivshmem-bench"),
     ];
     let files = programs.map(PathBuf::from).into_iter().chain([static_library(), shared_library()]);
@@ -83,10 +84,13 @@ fn each_package_has_its_files_and_what_it_needs_and_is_made_the_same_twice() {
             [
                 "./usr/bin/ivshmem-server",
                 "./usr/bin/ivshmem-client",
+                "./usr/bin/ivshmem-ctl",
                 "./usr/bin/ivshmem-bench",
                 "./usr/share/man/man1/ivshmem-server.1.gz",
                 "./usr/lib/systemd/system/ivshmem-server@.service",
                 "./usr/lib/systemd/system/ivshmem-server@.socket",
+                "./usr/lib/systemd/system/ivshmem-metrics.socket",
+                "./usr/lib/systemd/system/ivshmem-metrics@.service",
                 "./usr/lib/sysusers.d/ivshmem-server.conf",
                 "./usr/share/ivshmem-server/unit.conf",
                 "./usr/share/bash-completion/completions/ivshmem-server",

@@ -14,9 +14,10 @@ use std::process::{Command, Output};
 use c::{expect_success, need, project};
 
 /// The programs. Each has a man page and a completion for each shell.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("ivshmem-bench", env!("CARGO_BIN_EXE_ivshmem-bench")),
     ("ivshmem-client", env!("CARGO_BIN_EXE_ivshmem-client")),
+    ("ivshmem-ctl", env!("CARGO_BIN_EXE_ivshmem-ctl")),
     ("ivshmem-server", env!("CARGO_BIN_EXE_ivshmem-server")),
 ];
 

@@ -25,6 +25,7 @@ fn the_rpm_packages_have_their_files_scripts_and_dependencies() {
     let programs = [
         env!("CARGO_BIN_EXE_ivshmem-server"),
         env!("CARGO_BIN_EXE_ivshmem-client"),
+        env!("CARGO_BIN_EXE_ivshmem-ctl"),
         env!("CARGO_BIN_EXE_ivshmem-bench"),
     ];
     let files = programs.map(PathBuf::from).into_iter().chain([static_library(), shared_library()]);
@@ -51,9 +52,11 @@ fn the_rpm_packages_have_their_files_scripts_and_dependencies() {
                 "/etc/ivshmem-server",
                 "/usr/bin/ivshmem-bench",
                 "/usr/bin/ivshmem-client",
+                "/usr/bin/ivshmem-ctl",
                 "/usr/bin/ivshmem-server",
                 "/usr/lib/systemd/system/ivshmem-server@.service",
                 "/usr/lib/systemd/system/ivshmem-server@.socket",
+                "/usr/lib/systemd/system/ivshmem-metrics.socket",
                 "/usr/lib/sysusers.d/ivshmem-server.conf",
                 "/usr/share/ivshmem-server/unit.conf",
                 "/usr/share/man/man1/ivshmem-server.1",

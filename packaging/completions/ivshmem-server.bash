@@ -25,7 +25,7 @@ _ivshmem__server() {
 
     case "${cmd}" in
         ivshmem__server)
-            opts="-h -v -F -p -S -M -m -l -n -V --help --print-capabilities --config --verbose --foreground --pid-file --socket --socket-mode --socket-owner --socket-group --shm-name --shm-mode --shm-group --shm-dir --memfd --size --vectors --allow-uid --allow-gid --max-clients --max-clients-per-uid --first-id --user --ready-fd --log-level --hint --supervise --version"
+            opts="-h -v -F -p -S -M -m -l -n -V --help --print-capabilities --config --verbose --foreground --pid-file --socket --socket-mode --socket-owner --socket-group --shm-name --shm-mode --shm-group --shm-dir --memfd --shm-file --size --size-exact --hugetlb --numa-node --keep --vectors --allow-uid --allow-gid --max-clients --max-clients-per-uid --first-id --user --ready-fd --log-level --control --no-control --hint --supervise --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -148,11 +148,34 @@ _ivshmem__server() {
                     fi
                     return 0
                     ;;
+                --shm-file)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
                 --size)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -l)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --hugetlb)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --numa-node)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -194,6 +217,21 @@ _ivshmem__server() {
                     ;;
                 --log-level)
                     COMPREPLY=($(compgen -W "error warn info debug trace" -- "${cur}"))
+                    return 0
+                    ;;
+                --control)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
                     return 0
                     ;;
                 *)

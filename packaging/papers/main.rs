@@ -25,6 +25,9 @@ mod bench;
 #[path = "../../src/bin/ivshmem-client/args.rs"]
 mod client;
 #[allow(dead_code, unused_imports)]
+#[path = "../../src/bin/ivshmem-ctl/args.rs"]
+mod ctl;
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/bin/ivshmem-server/args.rs"]
 mod server;
 
@@ -39,9 +42,10 @@ const fn program(name: &'static str, command: fn() -> Command, sections: &'stati
     Program { name, command, sections }
 }
 
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 4] = [
     program("ivshmem-server", server::Args::command, include_str!("ivshmem-server.man")),
     program("ivshmem-client", client::Args::command, include_str!("ivshmem-client.man")),
+    program("ivshmem-ctl", ctl::Args::command, include_str!("ivshmem-ctl.man")),
     program("ivshmem-bench", bench::Args::command, include_str!("ivshmem-bench.man")),
 ];
 
@@ -103,10 +107,17 @@ fn man_page(command: &Command, sections: &str) -> Result<String, Box<dyn Error>>
             Some(statuses) => ("EXIT STATUS", statuses),
             None => ("NOTES", notes.as_str()),
         };
-        format!(".SH {heading}\n{}\n", escaped(notes))
+        let (first, rest) = notes.split_once("\n\n").unwrap_or((notes, ""));
+        let rest = match rest {
+            "" => String::new(),
+            rest => format!(".SH NOTES\n.nf\n{}\n.fi\n", escaped(rest)),
+        };
+        format!(".SH {heading}\n{}\n{rest}", escaped(first))
     });
+    let commands = commands_section(command);
     let by_hand = sections.lines().filter(|line| !line.starts_with(".\\\""));
-    let lines = made.lines().chain(notes.iter().flat_map(|notes| notes.lines())).chain(by_hand);
+    let made = made.lines().chain(commands.lines());
+    let lines = made.chain(notes.iter().flat_map(|notes| notes.lines())).chain(by_hand);
     let text: String = lines.map(|line| format!("{}\n", line.trim_end())).collect();
     Ok(format!(".\\\" {LICENCE}.\\\" {ORIGIN}{PREAMBLE}{title}{text}"))
 }
@@ -150,8 +161,31 @@ fn completed(command: &Command, name: &'static str) -> Command {
             _ => argument,
         }
     });
+    // Some programs have a help option of their own.
+    let has_help = command.get_arguments().any(|argument| argument.get_id() == "help");
     Command::new(name)
         .version(env!("CARGO_PKG_VERSION"))
-        .disable_help_flag(true)
+        .disable_help_flag(has_help)
         .args(hinted.collect::<Vec<_>>())
+        .subcommands(command.get_subcommands().cloned())
+}
+
+/// The section of a program with commands.
+fn commands_section(command: &Command) -> String {
+    let mut text = String::new();
+    for sub in command.get_subcommands() {
+        if text.is_empty() {
+            text.push_str(".SH COMMANDS\n");
+        }
+        let words = sub.get_positionals().map(|argument| {
+            format!(" \\fI{}\\fR", escaped(&argument.get_id().as_str().to_uppercase()))
+        });
+        let options = sub.get_arguments().filter(|argument| !argument.is_positional());
+        let options = options
+            .filter_map(|option| Some(format!(" [\\fB\\-\\-{}\\fR]", escaped(option.get_long()?))));
+        let words: String = words.chain(options).collect();
+        let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
+        text.push_str(&format!(".TP\n\\fB{}\\fR{words}\n{}\n", sub.get_name(), escaped(&about)));
+    }
+    text
 }
