@@ -44,3 +44,11 @@ for signal in KILL TERM; do
     "$client" -S /run/ivshmem/blue -e dump
     end $signal "$(cat /run/ivshmem-server.pid)"
 done
+
+# Other kinds of memory.
+for memory in "--memfd --numa-node 0" "--shm-file /run/ivshmem/memory"; do
+    # shellcheck disable=SC2086 # two words
+    ivshmem-server -S /run/ivshmem/blue $memory
+    "$client" -S /run/ivshmem/blue -e dump
+    end TERM "$(cat /run/ivshmem-server.pid)"
+done
