@@ -196,12 +196,11 @@ impl Reactor {
     /// Makes the server's descriptor readable if `due` is true, until it is called with false.
     pub(super) fn set_due(&mut self, due: bool) {
         if self.is_due != due {
-            self.is_due = due;
-            // Neither can fail: the count is 0 or 1.
-            if due {
-                let _ = self.due.write(1);
-            } else {
-                let _ = self.due.read();
+            // The count is 0 or 1. What fails all the same is repeated at the next call: a descriptor
+            // that stayed readable would keep the loop busy.
+            let done = if due { self.due.write(1).is_ok() } else { self.due.read().is_ok() };
+            if done {
+                self.is_due = due;
             }
         }
     }
