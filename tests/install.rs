@@ -388,6 +388,7 @@ fn other_directories_are_written_into_the_units() {
     let service = fs::read_to_string(service).expect("it was installed");
     let start = "\nExecStart=/opt/x/bin/ivshmem-server --foreground --supervise \
                  --socket=/var/lib/libvirt/shmem-%i-sock \
+                 --control=/run/ivshmem-server/%i/%i.control \
                  --config=/opt/x/share/ivshmem-server/unit.conf \
                  --config=-/opt/x/etc/ivshmem-server/%i.conf\n";
     assert!(service.contains(start), "{service}");

@@ -218,7 +218,7 @@ fn memory_without_a_name_leaves_none() {
     let one = Peer::join(&place.socket(), 1);
     let two = Peer::join(&place.socket(), 1);
     assert_eq!(size_of(&one), 4 << 20);
-    place.assert_holds_only(&["socket"]);
+    place.assert_holds_only(&["socket", "socket.control"]);
     memory_of(&one).write_all_at(b"shared", 12345).expect("it is there");
     let mut bytes = [0; 6];
     memory_of(&two).read_exact_at(&mut bytes, 12345).expect("it is there");
@@ -232,7 +232,7 @@ fn memory_that_is_sealed_has_no_name_and_no_client_can_shrink_it() {
     let place = Place::new();
     let server = place.serve(&["--memfd", "-l", "100K"]);
     let peers = [(); 2].map(|()| Peer::join(&place.socket(), 1));
-    place.assert_holds_only(&["socket"]);
+    place.assert_holds_only(&["socket", "socket.control"]);
     for size in [0, 4096, 1 << 20] {
         let resized = memory_of(&peers[0]).set_len(size);
         assert!(resized.is_err(), "a client made it {size} bytes");

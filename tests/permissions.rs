@@ -160,7 +160,7 @@ fn a_server_gives_up_root_once_it_listens() {
         let ended = server.stop();
         // The directory is root's.
         assert!(ended.stderr.contains("cannot remove socket"), "{ended:?}");
-        place.assert_holds_only(&["socket"]);
+        place.assert_holds_only(&["socket", "socket.control"]);
         let socket = place.socket().metadata().expect("it is left");
         assert_eq!(socket.uid(), user, "the socket is the server's");
         // The next start replaces it. In a directory of the user, and in one such as /tmp, it is removed.

@@ -272,7 +272,7 @@ mod tests {
             ("--size 16M", ["without dashes", "\"size 16M\""]),
             ("-l 16M", ["without dashes", "\"l 16M\""]),
             ("sizes 16M", ["no option \"sizes\"", "did you mean \"size\"?"]),
-            ("frobnicate", ["no option \"frobnicate\"", "long options of --help"]),
+            ("qqq", ["no option \"qqq\"", "long options of --help"]),
             ("l 16M", ["no option \"l\"", "did you mean \"size\"?"]),
             ("z", ["no option \"z\"", "long options"]),
             ("= 16M", ["no name", "long options"]),
