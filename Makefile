@@ -21,7 +21,7 @@ FISHCOMPDIR ?= $(DATADIR)/fish/vendor_completions.d
 TARGET = $(or $(CARGO_TARGET_DIR),target)/release
 PACKAGES = $(or $(CARGO_TARGET_DIR),target)/packages
 # With their directories below DOCDIR.
-DOCUMENTS = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE $(wildcard docs/*.md examples/*.c)
+DOCUMENTS = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE $(wildcard docs/*.md examples/*.c examples/fleet/*)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 .PHONY: all help run deps check check-full deny advisories mutants msrv bench soak fuzz deb rpm dist install install-units install-papers uninstall header papers clean
@@ -153,7 +153,7 @@ uninstall: ## Remove what `make install` put there, with the same variables
 	rm -f $(patsubst %,$(DESTDIR)$(MANDIR)/man1/%.1,$(PROGRAMS)) $(addprefix $(DESTDIR)$(BASHCOMPDIR)/,$(PROGRAMS))
 	rm -f $(addprefix $(DESTDIR)$(ZSHCOMPDIR)/_,$(PROGRAMS)) $(patsubst %,$(DESTDIR)$(FISHCOMPDIR)/%.fish,$(PROGRAMS))
 	rm -f $(addprefix $(DESTDIR)$(DOCDIR)/,$(DOCUMENTS))
-	for directory in $(DOCDIR)/docs $(DOCDIR)/examples $(DOCDIR) $(DATADIR)/ivshmem-server $(SYSCONFDIR)/ivshmem-server; do \
+	for directory in $(DOCDIR)/docs $(DOCDIR)/examples/fleet $(DOCDIR)/examples $(DOCDIR) $(DATADIR)/ivshmem-server $(SYSCONFDIR)/ivshmem-server; do \
 		! [ -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory || exit; \
 	done
 

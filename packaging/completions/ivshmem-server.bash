@@ -25,7 +25,7 @@ _ivshmem__server() {
 
     case "${cmd}" in
         ivshmem__server)
-            opts="-h -v -F -p -S -M -m -l -n -V --help --print-capabilities --config --verbose --foreground --pid-file --socket --socket-mode --socket-owner --socket-group --shm-name --shm-mode --shm-group --shm-dir --memfd --shm-file --size --size-exact --hugetlb --numa-node --keep --vectors --allow-uid --allow-gid --max-clients --max-clients-per-uid --first-id --user --ready-fd --log-level --control --no-control --hint --supervise --version"
+            opts="-h -v -F -p -S -M -m -l -n -V --help --print-capabilities --config --verbose --foreground --pid-file --socket --socket-mode --socket-owner --socket-group --shm-name --shm-mode --shm-group --shm-dir --memfd --shm-file --size --size-exact --hugetlb --numa-node --keep --vectors --allow-uid --allow-gid --max-clients --max-clients-per-uid --first-id --user --sandbox --ready-fd --log-level --control --no-control --hint --supervise --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -209,6 +209,10 @@ _ivshmem__server() {
                     ;;
                 --user)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sandbox)
+                    COMPREPLY=($(compgen -W "off on log" -- "${cur}"))
                     return 0
                     ;;
                 --ready-fd)

@@ -21,6 +21,9 @@ complete -c ivshmem-server -l max-clients -d 'Clients that may be connected at t
 complete -c ivshmem-server -l max-clients-per-uid -d 'What one user may hold: connections, ended connections with unread messages, and ids that are remembered because a client was told of them [default: all but a reserve]' -r
 complete -c ivshmem-server -l first-id -d 'Id of the first client, 0 to 65535; the next ones count up from it' -r
 complete -c ivshmem-server -l user -d 'Give up root after the start: go on as this user, by name or number, with its groups and without capabilities. With --supervise the supervisor stays root' -r -f -a "(__fish_complete_users)"
+complete -c ivshmem-server -l sandbox -d 'After the start, allow only the system calls and files that the server needs: on; log what it would forbid: log' -r -f -a "off\t'It works: there is no sandbox'
+on\t'It fails'
+log\t'It works, and the kernel logs it; files are not restricted'"
 complete -c ivshmem-server -l ready-fd -d 'Once listening, write the line READY=1 to the open descriptor FD, and close it' -r
 complete -c ivshmem-server -l log-level -d 'Write log lines of this level and above [default: RUST_LOG, or info in the journal and the system log, and warn elsewhere]' -r -f -a "error\t''
 warn\t''

@@ -30,6 +30,16 @@ pub(crate) fn program() -> PathBuf {
         .into()
 }
 
+/// Ours, if it was built. Another program may know the options of the reference only.
+fn our_program() -> PathBuf {
+    option_env!("CARGO_BIN_EXE_ivshmem-server").map(PathBuf::from).unwrap_or_default()
+}
+
+/// All tests of the daemon run in the sandbox, unless IVSHMEM_SANDBOX=off.
+fn sandbox() -> String {
+    std::env::var("IVSHMEM_SANDBOX").unwrap_or_else(|_| "on".into())
+}
+
 /// The configuration of a daemon; see [`Daemon::builder`].
 pub(crate) struct Builder {
     dir: TempDir,
@@ -131,6 +141,11 @@ impl Builder {
             None => command.arg("-M").arg(&self.memory_name),
         };
         command.args(["-l", &self.size, "-n", &self.vectors.to_string()]);
+        // valgrind needs more calls than the server.
+        let is_watched = self.under.iter().any(|word| word.contains("valgrind"));
+        if self.program == our_program() && !is_watched {
+            command.args(["--sandbox", &sandbox()]);
+        }
         command
             .args(&self.extra)
             .stdin(Stdio::null())

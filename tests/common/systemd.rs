@@ -137,7 +137,10 @@ impl Systemd {
     #[track_caller]
     pub(crate) fn must(&self, words: &[&str]) {
         let ended = self.systemctl(words);
-        assert!(ended.status.success(), "systemctl {words:?}: {ended:?}");
+        if !ended.status.success() {
+            let journal = self.run(&["journalctl", "--no-pager", "-n", "30"]).stdout;
+            panic!("systemctl {words:?}: {ended:?}\n{journal}");
+        }
     }
 
     /// A property of a unit.

@@ -37,7 +37,7 @@ fn command_of(place: &Place, program: &Path) -> Command {
         symlink(program, &file).expect("the place is empty");
     }
     let mut command = Command::new(file);
-    command.args(["--supervise", "--memfd", "-S"]).arg(place.socket());
+    command.args(["--supervise", "--memfd", "--sandbox", "on", "-S"]).arg(place.socket());
     command.env("RUNTIME_DIRECTORY", place.dir()).env("RUST_LOG", "info");
     command.env_remove("NOTIFY_SOCKET");
     command

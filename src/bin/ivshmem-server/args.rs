@@ -152,6 +152,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "USER", value_parser = access::account)]
     pub(crate) user: Option<Account>,
 
+    /// After the start, allow only the system calls and files that the server needs: on; log what it
+    /// would forbid: log
+    #[arg(long, value_name = "MODE", value_enum, default_value = "off")]
+    pub(crate) sandbox: Sandbox,
+
     /// Once listening, write the line READY=1 to the open descriptor FD, and close it
     #[arg(long, value_name = "FD", value_parser = descriptor)]
     pub(crate) ready_fd: Option<i32>,
@@ -190,6 +195,18 @@ pub(crate) struct Args {
     /// The arguments, with those of the configuration files.
     #[arg(skip)]
     pub(crate) words: Vec<OsString>,
+}
+
+/// What happens to a system call that the server does not need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Sandbox {
+    /// It works: there is no sandbox
+    #[default]
+    Off,
+    /// It fails
+    On,
+    /// It works, and the kernel logs it; files are not restricted
+    Log,
 }
 
 /// The kind of shared memory.

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use ivshmem::{Error, Event, PathListener, Server};
@@ -106,6 +106,11 @@ impl Control {
         };
         control.take_spares();
         Ok(control)
+    }
+
+    /// Its path, absolute.
+    pub(crate) fn path(&self) -> &Path {
+        self.listener.path()
     }
 
     /// How long the server may wait for events.

@@ -54,14 +54,17 @@ pub(crate) fn launch() -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1)))
 }
 
-/// In the background process: leaves the caller's session, tells the parent that the server is
-/// ready, and closes the caller's stdout and stderr, so that no reader waits for their end. A stderr
-/// that is a file stays open.
+/// In the background process: leaves the caller's session. The sandbox does not allow it later.
+pub(crate) fn leave_session() -> Result<(), Failure> {
+    setsid().map_err(|errno| format!("cannot leave the session: {}", io::Error::from(errno)))?;
+    Ok(())
+}
+
+/// In the background process: tells the parent that the server is ready, and closes the caller's
+/// stdout and stderr, so that no reader waits for their end. A stderr that is a file stays open.
 ///
 /// The steps that can fail come before the parent is told.
-pub(crate) fn ready() -> Result<(), Failure> {
-    setsid().map_err(|errno| format!("cannot leave the session: {}", io::Error::from(errno)))?;
-    let released = ReleasedOutput::prepare()?;
+pub(crate) fn ready(released: ReleasedOutput) -> Result<(), Failure> {
     // Not through the buffer of `stdout`: after an error, the buffer would write the byte at exit.
     let caller = io::stdout().as_fd().try_clone_to_owned().map(File::from);
     caller.and_then(|mut caller| caller.write_all(&[READY])).map_err(|error| {
@@ -72,21 +75,20 @@ pub(crate) fn ready() -> Result<(), Failure> {
 }
 
 /// Replaces stdout and stderr by /dev/null, so that no reader waits for their end. A stderr that is a file stays open.
-pub(crate) fn release_output() -> Result<(), Failure> {
+pub(crate) fn release_output(released: ReleasedOutput) {
     // The buffer of `stdout` is for the caller. A reader that has gone is no error.
     let _ = io::stdout().flush();
-    ReleasedOutput::prepare()?.release();
-    Ok(())
+    released.release();
 }
 
 /// The caller's output, about to be closed. What can fail is done.
-struct ReleasedOutput {
+pub(crate) struct ReleasedOutput {
     null: File,
     stderr_too: bool,
 }
 
 impl ReleasedOutput {
-    fn prepare() -> Result<Self, Failure> {
+    pub(crate) fn prepare() -> Result<Self, Failure> {
         let null = File::options().read(true).write(true).open("/dev/null");
         let null = null.map_err(|error| format!("cannot open \"/dev/null\": {error}"))?;
         let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);

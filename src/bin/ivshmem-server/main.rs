@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ivshmem::{Chain, Event, Keeper, MemorySource, Server, inherited_listener};
@@ -30,12 +31,14 @@ mod output;
 mod pidfile;
 mod privileges;
 mod ready;
+mod sandbox;
 mod supervise;
 #[path = "../../verbose.rs"]
 mod verbose;
 
 use args::{Args, Memory};
 use control::{Control, Place};
+use detach::ReleasedOutput;
 use manager::Manager;
 use output::Output;
 use ready::ReadyFd;
@@ -266,12 +269,40 @@ fn announce(
         privileges::give_up(account)?;
     }
     if args.detached {
-        detach::ready()?;
+        detach::leave_session()?;
     }
-    if args.supervised {
-        detach::release_output()?;
+    let is_behind = args.detached || args.supervised;
+    let output = is_behind.then(ReleasedOutput::prepare).transpose()?;
+    sandbox::enter(args.sandbox, &directories_of_names(args, server, control.as_ref(), pid_file))?;
+    match output {
+        Some(output) if args.detached => detach::ready(output)?,
+        Some(output) => detach::release_output(output),
+        None => {}
     }
     Ok((manager, control))
+}
+
+/// The directories of the names that the server removes at its end.
+fn directories_of_names(
+    args: &Args,
+    server: &Server,
+    control: Option<&Control>,
+    pid_file: Option<&pidfile::PidFile>,
+) -> Vec<PathBuf> {
+    let socket = server.socket_path().map(Path::to_owned);
+    let control = control.map(|control| control.path().to_owned());
+    let pid_file = pid_file.map(|_| args.pid_file.clone());
+    let memory = match args.memory() {
+        Memory::File(path) => Some(path),
+        _ => None,
+    };
+    let names = [socket, control, pid_file, memory].into_iter().flatten();
+    let directories = names.map(|name| match name.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    });
+    // Objects of -M, and lock files.
+    directories.chain([PathBuf::from("/dev/shm")]).collect()
 }
 
 /// How the server ends.

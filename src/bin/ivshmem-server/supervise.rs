@@ -43,6 +43,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::args::{self, Args};
+use crate::detach::ReleasedOutput;
 use crate::pidfile::PidFile;
 use crate::ready::ReadyFd;
 use crate::{Failure, detach, logging};
@@ -240,7 +241,8 @@ impl Supervisor<'_> {
                 pid_file.write()?;
             }
             if self.args.detached {
-                detach::ready()?;
+                detach::leave_session()?;
+                detach::ready(ReleasedOutput::prepare()?)?;
             }
             if let Some(ready) = self.ready_fd.take() {
                 ready.tell();
