@@ -54,7 +54,7 @@ fn capabilities() -> Value {
         "protocol-version": PROTOCOL_VERSION,
         "features": features,
         // The options that select it.
-        "memory": ["memfd", "shm-dir", "shm-name"],
+        "memory": ["memfd", "shm-dir", "shm-file", "shm-name"],
         "limits": {
             "vectors": MAX_VECTORS,
             "ids": u32::from(u16::MAX) + 1,
