@@ -50,6 +50,9 @@ fn the_units_answer_prometheus_for_each_server_of_the_host() {
         ("/usr/bin/ivshmem-ctl", ctl),
         ("User=ivshmem", "User=root"),
         ("Group=ivshmem", "Group=root"),
+        // The test's program may be below one of these directories.
+        ("PrivateTmp=yes", "PrivateTmp=no"),
+        ("ProtectHome=yes", "ProtectHome=no"),
     ];
     write("ivshmem-metrics@.service", &unit("ivshmem-metrics@.service", &changes));
     let address = format!("127.0.0.1:{port}");
