@@ -160,8 +160,24 @@ impl Builder {
             daemon.assert_running();
             is_listening(&daemon.socket).then_some(())
         });
+        // It enters the sandbox after that, with descriptors for the rules of Landlock.
+        wait_for("the daemon waits for events", || {
+            daemon.assert_running();
+            waits_for_events(daemon.pid()).then_some(())
+        });
         daemon.idle_fds = daemon.open_fds();
         daemon
+    }
+}
+
+/// Whether a process is in a call that waits for events. True if the kernel does not tell.
+fn waits_for_events(pid: Pid) -> bool {
+    use nix::libc::{SYS_epoll_pwait, SYS_epoll_wait, SYS_pselect6, SYS_select};
+    let text = text_of(Path::new(&format!("/proc/{pid}/syscall")));
+    let calls = [SYS_epoll_wait, SYS_epoll_pwait, SYS_pselect6, SYS_select];
+    match text.split_whitespace().next() {
+        Some(call) => calls.iter().any(|number| number.to_string() == call),
+        None => true,
     }
 }
 
